@@ -55,7 +55,7 @@ MISSES = 300  # draws without a new question after which a tool is taken to have
 PATIENCE = 60  # failing calls in a row after which a tool is taken to fail always
 JOINTS = ("Also, ", "And ", "Then ", "")
 CONSTANT_SHARE = 0.5  # a result that more of a tool's traces have is taken to be always the same
-REDRAWN_SHARE = 0.5  # of the traces with such a result, those that show another one
+REDRAWN_SHARE = 0.5  # traces that show another result, among those with such a one
 DISTRACTORS = 3  # most other tools in a listing
 SHARES = {"single": 0.8, "parallel": 0.1, "missing": 0.1}  # kinds of question that need a tool
 OPTIONAL_SHARE = 0.35
@@ -110,8 +110,10 @@ class _TraceDrawing:
 
     def dressed(self, question: str, said: Mapping[str, SpokenValue]) -> str:
         """Return a question with what people write around it."""
-        kept = [value.text for value in said.values()]
-        return requests.dressed(self.generator, question, kept, held_out=self.split != "train")
+        value_texts = [value.text for value in said.values()]
+        return requests.dressed(
+            self.generator, question, value_texts, held_out=self.split != "train"
+        )
 
 
 @lru_cache(maxsize=8)
@@ -198,7 +200,8 @@ def _with_other_results(generator: np.random.Generator, traces: list[Trace]) -> 
             (call["name"], result)
             for call, result in zip(trace["calls"], trace["results"], strict=True)
         ]
-        if len(pairs) == 1 and pairs[0] in constant and generator.random() < REDRAWN_SHARE:
+        is_same = len(pairs) == 1 and pairs[0] in constant and not trace["failed"]
+        if is_same and generator.random() < REDRAWN_SHARE:
             trace = _showing(trace, values.like(generator, trace["results"][0]))
         changed.append(trace)
     return changed
@@ -253,8 +256,8 @@ def _with_tool(drawing: _TraceDrawing, one: Asked, others: Sequence[Asked]) -> T
         if not question.endswith((".", "?", "!")):
             question += "."
         joint = pick(generator, JOINTS)
-        kept = [value.text for value in more.values()]
-        question += f" {joint}{requests.lower_start(second, kept) if joint else second}"
+        value_texts = [value.text for value in more.values()]
+        question += f" {joint}{requests.lower_start(second, value_texts) if joint else second}"
         calls.append(Call(other.tool.name, wording.arguments_of(more)))
     return _ran(drawing, [_user(drawing.dressed(question, said))], calls)
 
@@ -280,9 +283,11 @@ def _ran(
     messages = [*turns, _assistant("\n".join(map(format_call, calls)))]
     results: list[str | None] = [None] * len(calls)
     answer = ""
+    failed = False
     if runnable:
         ran = [box.run(call) for call in calls]
-        if any(one.error for one in ran) and not config.errors:
+        failed = any(one.error for one in ran)
+        if failed and not config.errors:
             return None
         results = [one.text for one in ran]
         answer = " ".join(say(one.text, error=one.error) for one in ran)
@@ -293,7 +298,7 @@ def _ran(
         "kind": KIND, "messages": messages, "answer": answer, "results": results,
         "calls": [{"name": call.name, "arguments": call.arguments} for call in calls],
         "filtered": single and config.filter, "stages": [turns[-1]["content"]],
-        "prompt_turns": prompt,
+        "prompt_turns": prompt, "failed": failed,
     }  # fmt: skip
 
 
@@ -304,18 +309,19 @@ def _runs(tool: Tool, allow: Iterable[str]) -> bool:
 def _without_tool(generator: np.random.Generator, tools: Sequence[Tool], split: str) -> Trace:
     """Return a question that none of the tools answers, and a plain answer."""
     sort = generator.random()
-    asked = None
+    request = None
     if sort < GENERAL_SHARE:
         inside = [one for one in schemas.GENERAL if split_of(f"own/general/{one[0]}") == split]
-        asked = pick(generator, inside or schemas.GENERAL)
+        request = pick(generator, inside or schemas.GENERAL)
     elif sort < GENERAL_SHARE + REQUEST_SHARE:
-        asked = requests.draw(generator, split, _words_of(tools))
-    question, answer = asked or _of_random_tool(generator, tools, split)
+        request = requests.draw(generator, split, _words_of(tools))
+    question, answer = request or _of_random_tool(generator, tools, split)
     if sort >= GENERAL_SHARE:
         question = requests.dressed(generator, question, (), held_out=split != "train")
     return {
         "kind": KIND, "messages": [_user(question), _assistant(answer)], "answer": answer,
         "calls": [], "results": [], "filtered": False, "stages": [question], "prompt_turns": 1,
+        "failed": False,
     }  # fmt: skip
 
 

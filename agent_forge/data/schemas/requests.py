@@ -157,30 +157,30 @@ def words_of(*texts: str) -> set[str]:
 
 
 def dressed(
-    generator: np.random.Generator, question: str, kept: Collection[str], *, held_out: bool
+    generator: np.random.Generator, question: str, value_texts: Collection[str], *, held_out: bool
 ) -> str:
     """Return a question as somebody may write it: after a greeting or a remark, before thanks, or
     without capital letter and full stop.
 
-    kept: texts of values, whose capital letters stay.
+    value_texts: texts of values, whose capital letters stay.
     """
     if generator.random() < TERSE_SHARE:
-        return lower_start(question, kept).rstrip(".?")
+        return lower_start(question, value_texts).rstrip(".?")
     if generator.random() < OPENED_SHARE:
         opening = pick(generator, HELD_OPENINGS if held_out else OPENINGS)
         goes_on = opening.endswith((",", ":"))
-        question = f"{opening} {lower_start(question, kept) if goes_on else question}"
+        question = f"{opening} {lower_start(question, value_texts) if goes_on else question}"
     if generator.random() < CLOSED_SHARE:
         end = "" if question.endswith((".", "?", "!")) else "."
         question = f"{question}{end} {pick(generator, HELD_CLOSINGS if held_out else CLOSINGS)}"
     return question
 
 
-def lower_start(text: str, kept: Collection[str]) -> str:
+def lower_start(text: str, value_texts: Collection[str]) -> str:
     """Return a text that begins with a small letter, unless it begins with a value, with "I" or
     with a word in capitals.
     """
-    if text.startswith(tuple(kept)) or re.match(r"I\b|[A-Z]{2}", text):
+    if text.startswith(tuple(value_texts)) or re.match(r"I\b|[A-Z]{2}", text):
         return text
     return text[:1].lower() + text[1:]
 

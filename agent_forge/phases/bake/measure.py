@@ -27,6 +27,7 @@ ROUNDS = 3
 RIGHT, NO_CALL, NOT_NEEDED = "right", "no call", "call that was not needed"
 UNREADABLE, OTHER_TOOL, OTHER_ARGUMENTS = "unreadable call", "another tool", "wrong arguments"
 OTHER_ANSWER = "wrong answer"
+NO_CALL_NEEDED = "called nothing where nothing is needed"
 ENDINGS = (RIGHT, OTHER_ANSWER, OTHER_ARGUMENTS, OTHER_TOOL, UNREADABLE, NO_CALL, NOT_NEEDED)
 
 
@@ -72,18 +73,15 @@ def accuracy(
     right = [
         is_right(trace, turn, box) for trace, turn, box in zip(heldout, turns, boxes, strict=True)
     ]
-    low, high = wilson(sum(right), len(right))
     samples = [
         show(trace, turn, ok)
         for trace, turn, ok in list(zip(heldout, turns, right, strict=True))[:4]
     ]
-    figure: dict[str, Any] = {
-        "value": sum(right) / len(right), "low": low, "high": high, "n": len(right),
-    }  # fmt: skip
+    figure = _share(right)
     endings = Counter(map(ending, heldout, turns, right))
     figure["endings"] = {name: endings[name] for name in ENDINGS if endings[name]}
     if kind == "calculator":
-        figure["kinds"] = _by_digits(heldout, right)
+        figure["kinds"] = _by_digits(heldout, right) | _without_call(heldout, turns)
     return figure, samples
 
 
@@ -95,12 +93,25 @@ def _by_digits(heldout: Sequence[traces.Trace], right: Sequence[bool]) -> dict[s
         if call is not None:
             length = tools.longest_operand(call.arguments["expression"])
             parts.setdefault(length, []).append(ok)
-    kinds = {}
-    for length, part in sorted(parts.items()):
-        low, high = wilson(sum(part), len(part))
-        name = f"{length} digit{'s' if length > 1 else ''}"
-        kinds[name] = {"value": sum(part) / len(part), "low": low, "high": high, "n": len(part)}
-    return kinds
+    return {
+        f"{length} digit{'s' if length > 1 else ''}": _share(part)
+        for length, part in sorted(parts.items())
+    }
+
+
+def _without_call(heldout: Sequence[traces.Trace], turns: Sequence[Turn]) -> dict[str, Any]:
+    """Return how many of the questions that need no call were answered without one."""
+    silent = [
+        not turn.results
+        for trace, turn in zip(heldout, turns, strict=True)
+        if wanted_call(trace) is None
+    ]
+    return {NO_CALL_NEEDED: _share(silent)} if silent else {}
+
+
+def _share(right: Sequence[bool]) -> dict[str, Any]:
+    low, high = wilson(sum(right), len(right))
+    return {"value": sum(right) / len(right), "low": low, "high": high, "n": len(right)}
 
 
 def is_right(trace: traces.Trace, turn: Turn, box: Toolbox) -> bool:

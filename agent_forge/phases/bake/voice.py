@@ -53,7 +53,7 @@ PLAIN = (
     "What is yoga good for?", "Write a question for a quiz.", "How do plants drink?",
     "What did you mean by that?", "Goodbye!",
 )  # fmt: skip
-PLAIN_SHARE = 0.7  # of these among the questions; the rest is about the topics of the traits
+PLAIN_SHARE = 0.7  # plain questions among all; the others are about the topics of the traits
 TOP_K = 20
 
 
