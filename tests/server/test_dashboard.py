@@ -106,7 +106,7 @@ def test_a_value_that_is_not_a_number_is_a_gap_with_a_mark(server: Server) -> No
     assert "not a number" in seen["says"]
     assert seen["points"] == 20
     assert seen["verdict"] == "Done"
-    assert "keeps 98.4% of tools [96.8, 99.7]" in seen["keeps"]
+    assert "keeps 98.4% of tool calls [96.8, 99.7]" in seen["keeps"]
 
 
 def test_a_refused_key_leads_to_the_first_page_which_says_why(server: Server) -> None:

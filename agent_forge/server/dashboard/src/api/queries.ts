@@ -1,10 +1,11 @@
 /** What the pages ask the server, as queries that share one cache. */
 
 import { keepPreviousData, useMutation, useQuery, useQueryClient } from "@tanstack/react-query";
+import { useMemo } from "react";
 import { get, send } from "./client";
 import type {
-  Checkpoint, CheckpointFile, Job, Lineage, PhaseSummary, Pipeline, Queue, ServiceInfo,
-  RunRecord, SettingSchema, Validation,
+  Checkpoint, CheckpointFile, Job, Lineage, PhaseResult, PhaseSummary, Pipeline, Queue, Results,
+  RunRecord, ServiceInfo, SettingSchema, Validation,
 } from "./types";
 
 export const RUN_ALL = "run-all";
@@ -82,6 +83,19 @@ export const useCheckpoints = () =>
     queryKey: ["checkpoints"],
     queryFn: ({ signal }) => get<Checkpoint[]>("/v1/checkpoints?limit=10000", signal),
   });
+
+/** What the phase that made a checkpoint came to, as the newest 200 runs tell; by the checkpoint's id. */
+export function useEnds(): Map<string, PhaseResult> {
+  const jobs = useJobs(200).data;
+  return useMemo(() => {
+    const ends = (jobs ?? []).flatMap((job) => {
+      const results = job.results as Results;
+      return results.phases ?? [results as PhaseResult];
+    });
+    // In a run whose phase gave back its input, the phase that made it stands first.
+    return new Map(ends.filter((one) => one.checkpoint_id).reverse().map((one) => [one.checkpoint_id ?? "", one]));
+  }, [jobs]);
+}
 
 const ofCheckpoint = <T,>(id: string, part: string) => ({
   queryKey: ["checkpoint", id, part],

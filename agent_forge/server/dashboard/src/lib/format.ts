@@ -3,11 +3,28 @@
 const UNITS = ["B", "kB", "MB", "GB", "TB"];
 
 export function number(value: number, figures = 3): string {
-  if (!Number.isFinite(value)) return String(value);
+  if (!Number.isFinite(value)) return "not a number";
   const size = Math.abs(value);
-  if (size !== 0 && (size < 1e-4 || size >= 1e6)) return value.toExponential(figures - 1);
-  if (size >= 1000) return Math.round(value).toLocaleString("en-US");
-  return String(Number(value.toPrecision(figures)));
+  if (size >= 999_500) return inWords(value, figures);
+  if (size >= 1000) return signed(Math.round(value).toLocaleString("en-US"));
+  if (size !== 0 && size < 5e-6) return "≈ 0";
+  return signed(String(Number(value.toPrecision(figures))));
+}
+
+/** A measured number: its three figures are written with their zeros, as in 1.90. */
+export function measured(value: number): string {
+  const size = Math.abs(value);
+  if (size < 0.001 || size >= 999.5) return number(value);
+  const rounded = Number(value.toPrecision(3));
+  return signed(rounded.toFixed(2 - Math.floor(Math.log10(Math.abs(rounded)))));
+}
+
+const signed = (text: string) => text.replace("-", "−");
+
+function inWords(value: number, figures: number): string {
+  const [factor, word] = ([[1e12, "trillion"], [1e9, "billion"], [1e6, "million"]] as const)
+    .find(([least]) => Math.abs(value) >= 0.9995 * least) ?? [1, ""];
+  return `${signed(String(Number((value / factor).toPrecision(figures))))} ${word}`;
 }
 
 export function bytes(value: number): string {
@@ -18,13 +35,13 @@ export function bytes(value: number): string {
     rest /= 1000;
     unit += 1;
   }
-  return `${number(rest)} ${UNITS[unit]}`;
+  // Models are compared in MB, also those below one.
+  if (unit === 1 && rest >= 99.95) return `${measured(rest / 1000)} MB`;
+  return `${unit > 1 ? measured(rest) : number(rest)} ${UNITS[unit]}`;
 }
 
 export function count(value: number): string {
-  if (value >= 1e9) return `${number(value / 1e9)} billion`;
-  if (value >= 1e6) return `${number(value / 1e6)} million`;
-  return Math.round(value).toLocaleString("en-US");
+  return value >= 1e6 ? number(value) : Math.round(value).toLocaleString("en-US");
 }
 
 export function seconds(value: number): string {
@@ -72,6 +89,21 @@ const PHASES: Record<string, string> = {
   merge: "Merge",
   export: "Export",
 };
+
+const TASKS: Record<string, string> = { tools: "tool calls", choice: "multiple choice", unseen: "unseen text" };
+
+/** The name of a task of a gate, as people say it. */
+export const taskName = (name: string): string => TASKS[name] ?? name.replaceAll("_", " ");
+
+/** A sentence that a phase wrote, with its figures rounded and its names in words. */
+export function tidy(text: string, isStart = true): string {
+  const said = text
+    .replace(/(?<![\w.])(\d{1,3}(?:,\d{3})+|\d{4,}) bytes\b/g, (_, digits: string) => bytes(Number(digits.replaceAll(",", ""))))
+    .replace(/(?<![\w.,])-?\d+\.\d+(?![\w]|\.\d)/g, (digits) => (/\d{4}|\.\d{4}/.test(digits) ? number(Number(digits)) : signed(digits)))
+    .replace(/(?<![\w./=`-])[a-z]+(?:_[a-z0-9]+)+(?![\w./=`])/g, (name) => name.replaceAll("_", " "))
+    .replaceAll(" -> ", " → ");
+  return isStart ? said.charAt(0).toUpperCase() + said.slice(1) : said;
+}
 
 /** The name of a phase as people write it. */
 export function phaseName(name: string): string {

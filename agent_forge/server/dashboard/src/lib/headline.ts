@@ -1,10 +1,9 @@
 /** What a run has made and how good it is, in one line that a stranger reads. */
 
-import type { Results } from "../api/types";
-import { bytes, number } from "./format";
+import type { PhaseResult, Results } from "../api/types";
+import { bytes, measured, number, taskName } from "./format";
 
 const BITS = "bits per byte";
-const TASKS: Record<string, string> = { tools: "tool calls" };
 
 /** "0.386 MB, 14.8 times smaller than what it began with; 84.4% of tool calls right"; "" if unknown. */
 export function headline(results: Results): string {
@@ -14,13 +13,16 @@ export function headline(results: Results): string {
   if (!last || !size) return "";
   const first = done[0]?.deployable_bytes ?? 0;
   const smaller = done.length > 1 && first > 1.5 * size ? `, ${number(first / size)} times smaller than what it began with` : "";
-  const chain = Object.keys(last.verdict?.chain ?? {}).length ? last.verdict?.chain : last.verdict?.retentions;
-  const skills = Object.entries(last.verdict?.scores ?? {}).flatMap(([task, score]) => {
-    const name = TASKS[task] ?? task;
+  return [`${bytes(size)}${smaller}`, ...skillsOf(last)].join("; ");
+}
+
+/** What the result of a phase can do, as its gate measured it: ["84.4% of tool calls right"]. */
+export function skillsOf(end: Partial<PhaseResult>): string[] {
+  const chain = Object.keys(end.verdict?.chain ?? {}).length ? end.verdict?.chain : end.verdict?.retentions;
+  return Object.entries(end.verdict?.scores ?? {}).flatMap(([task, score]) => {
     if (score.at_chance) return [];
-    if (score.metric !== BITS) return [`${number(100 * score.value)}% of ${name} right`];
+    if (score.metric !== BITS) return [`${measured(100 * score.value)}% of ${taskName(task)} right`];
     const kept = chain?.[task];
-    return kept ? [`keeps ${number(100 * kept.ratio)}% of ${name}`] : [];
+    return kept ? [`keeps ${measured(100 * kept.ratio)}% of ${taskName(task)}`] : [];
   });
-  return [`${bytes(size)}${smaller}`, ...skills].join("; ");
 }

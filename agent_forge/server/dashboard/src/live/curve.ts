@@ -1,5 +1,7 @@
 /** One metric of one phase as a curve: stages in a row, gaps where there is no number, thinned. */
 
+import { words } from "../lib/format";
+import { isBound, labelOf } from "../lib/measures";
 import type { JobSeries } from "./series";
 
 const MOST_POINTS = 1500;
@@ -27,14 +29,16 @@ export function metricsOf(series: JobSeries, phase: string): string[] {
     }
   }
   const rank = (name: string) => (PREFERRED.includes(name) ? PREFERRED.indexOf(name) : 99);
-  const curves = [...counts.keys()].filter((name) => (counts.get(name) ?? 0) > 1 && name !== "steps");
+  const curves = [...counts.keys()].filter((name) => (counts.get(name) ?? 0) > 1 && name !== "steps" && !isBound(name));
   return curves.sort((a, b) => rank(a) - rank(b) || (counts.get(b) ?? 0) - (counts.get(a) ?? 0));
 }
 
+/** The values are in the unit of the metric's label. */
 export function curve(series: JobSeries, phase: string, metric: string): Curve {
   const made: Curve = {
     x: [], y: [], gaps: [], stages: [], points: 0, last: null, lowest: null, highest: null,
   };
+  const { factor } = labelOf(metric);
   let offset = 0;
   for (const segment of series.segments) {
     const column = segment.columns.get(metric);
@@ -43,8 +47,8 @@ export function curve(series: JobSeries, phase: string, metric: string): Curve {
       made.x.push(offset + 1e-6);
       made.y.push(null);
     }
-    made.stages.push({ x: offset, name: segment.stage });
-    column.values.forEach((value, index) => addPoint(made, offset + (column.steps[index] ?? 0), value));
+    made.stages.push({ x: offset, name: words(segment.stage) });
+    column.values.forEach((value, index) => addPoint(made, offset + (column.steps[index] ?? 0), value * factor));
     made.points += column.count;
     offset += Math.max(segment.total, segment.step);
   }

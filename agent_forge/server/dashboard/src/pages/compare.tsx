@@ -1,11 +1,12 @@
 /** Two checkpoints side by side: figures with their intervals, size, settings that differ. */
 
-import { useCheckpoint, useManifest } from "../api/queries";
+import { useCheckpoint, useEnds, useManifest } from "../api/queries";
 import type { Checkpoint, Score } from "../api/types";
-import { bytes, number, phaseName, words } from "../lib/format";
+import { bytes, number, phaseName, taskName, words } from "../lib/format";
+import { isBound, labelOf } from "../lib/measures";
 import { link } from "../lib/route";
 import { differences, flatten } from "../lib/settings";
-import { Card, Interval, Table, Waiting } from "../ui/parts";
+import { Card, Command, GateScore, Interval, isShare, Table, Waiting } from "../ui/parts";
 
 export function Compare({ query }: { query: URLSearchParams }) {
   const [idA, idB] = [query.get("a") ?? "", query.get("b") ?? ""];
@@ -24,36 +25,66 @@ export function Compare({ query }: { query: URLSearchParams }) {
       <Card title="Settings that differ">
         {rows.length ? (
           <Table
-            label="Settings that differ" head={["Setting", a.data.name, b.data.name]}
-            rows={rows.map((row) => ({ key: row.key, cells: [<code key="k">{row.key}</code>, row.before, row.after] }))}
+            label="Settings that differ" head={["Setting", a.data.name, b.data.name]} stack={["", a.data.name, b.data.name]}
+            rows={rows.map((row) => ({ key: row.key, cells: [<code key="k">{row.key}</code>, <span key="a" className="value">{row.before}</span>, <span key="b" className="value">{row.after}</span>] }))}
           />
         ) : <p className="quiet">{settingsA.data && settingsB.data ? "None." : "Loading …"}</p>}
       </Card>
+      <Command text={`forge compare ${a.data.name} ${b.data.name}`} note="the same in a terminal; put the checkpoints' directories in the place of their names" />
     </div>
   );
 }
 
 function Figures({ a, b }: { a: Checkpoint; b: Checkpoint }) {
-  const names = [...new Set([...Object.keys(a.metrics), ...Object.keys(b.metrics)])];
-  const figures = names.flatMap((name) => {
-    const [left, right] = [scoreOf(a.metrics[name]), scoreOf(b.metrics[name])];
-    if (!left && !right) return [];
-    return [{ key: name, cells: [words(name), left ? <Interval score={left} /> : "", right ? <Interval score={right} /> : "", said(left, right)] }];
-  });
-  const size = b.deployable_bytes && a.deployable_bytes ? `× ${number(b.deployable_bytes / a.deployable_bytes)}` : "";
+  const ends = useEnds();
+  const [endA, endB] = [ends.get(a.id), ends.get(b.id)];
+  const [fast, faster] = [endA?.tokens_per_second, endB?.tokens_per_second];
+  const [scoresA, scoresB] = [endA?.verdict?.scores ?? {}, endB?.verdict?.scores ?? {}];
+  const tasks = [...new Set([...Object.keys(scoresA), ...Object.keys(scoresB)])];
+  const own = [...new Set([...Object.keys(a.metrics), ...Object.keys(b.metrics)])]
+    .filter((name) => !isBound(name) && (scoreOf(a.metrics[name]) || scoreOf(b.metrics[name])));
+  const head = ["", <a key="a" href={link("models", a.id)}>{a.name}</a>, <a key="b" href={link("models", b.id)}>{b.name}</a>, "Difference"];
   return (
-    <Card title="Figures">
+    <Card title="Size, speed, quality">
       <Table
-        label="Figures" head={["", <a key="a" href={link("models", a.id)}>{a.name}</a>, <a key="b" href={link("models", b.id)}>{b.name}</a>, "Difference"]}
+        label="Size, speed, quality" head={head} stack={["", a.name, b.name, "Difference"]}
         rows={[
           { key: "phase", cells: ["Phase", phaseName(a.phase), phaseName(b.phase), ""] },
-          { key: "size", cells: ["Size as shipped", bytes(a.deployable_bytes), bytes(b.deployable_bytes), size] },
-          ...figures,
+          { key: "size", cells: ["Size as shipped", bytes(a.deployable_bytes), bytes(b.deployable_bytes), times(a.deployable_bytes, b.deployable_bytes, "smaller", "larger")] },
+          ...(fast || faster ? [{ key: "speed", cells: ["Tokens per second", fast ? number(fast) : "", faster ? number(faster) : "", times(faster, fast, "faster", "slower")] }] : []),
+          ...tasks.map((task) => {
+            const [left, right] = [scoresA[task], scoresB[task]];
+            return { key: task, cells: [words(taskName(task)), left ? <GateScore score={left} /> : "", right ? <GateScore score={right} /> : "", scoreChange(left, right)] };
+          }),
         ]}
       />
-      <p className="quiet">Where two intervals overlap, the difference may be chance.</p>
+      <p className="quiet">
+        {tasks.length ? "Scores are those of the gates, with 95% intervals. Where two intervals overlap, the difference may be chance; " : "No run that is known here has scored them; "}
+        <code>forge compare</code> measures both on the same items.
+      </p>
+      {own.length ? (
+        <details open={!tasks.length}>
+          <summary>What the phases measured besides</summary>
+          <Table label="Other figures" head={head} stack={["", a.name, b.name, "Difference"]} rows={own.map((name) => ownFigure(name, a, b))} />
+        </details>
+      ) : null}
     </Card>
   );
+}
+
+function ownFigure(name: string, a: Checkpoint, b: Checkpoint) {
+  const [left, right] = [scoreOf(a.metrics[name]), scoreOf(b.metrics[name])];
+  const { name: said, unit, factor } = labelOf(name);
+  const shown = (score: Score | undefined) => (score ? <Interval score={score} unit={unit || undefined} factor={factor} /> : "");
+  return { key: name, cells: [said, shown(left), shown(right), change(left, right, factor)] };
+}
+
+/** "14.8 times smaller"; "" where one is not known or both are alike. */
+function times(a: number | undefined, b: number | undefined, more: string, less: string): string {
+  if (!a || !b) return "";
+  const ratio = a / b;
+  if (ratio > 0.95 && ratio < 1.05) return "alike";
+  return ratio > 1 ? `${number(ratio)} times ${more}` : `${number(1 / ratio)} times ${less}`;
 }
 
 function scoreOf(value: unknown): Score | undefined {
@@ -62,10 +93,15 @@ function scoreOf(value: unknown): Score | undefined {
   return typeof score?.value === "number" ? score : undefined;
 }
 
-function said(a: Score | undefined, b: Score | undefined): string {
+function scoreChange(a: Score | undefined, b: Score | undefined): string {
+  if (a?.at_chance && b?.at_chance) return "both at chance";
+  return change(a, b, isShare(a) ? 100 : 1);
+}
+
+function change(a: Score | undefined, b: Score | undefined, factor: number): string {
   if (!a || !b) return "";
-  const change = b.value - a.value;
-  const text = `${change > 0 ? "+" : ""}${number(change)}`;
+  const by = factor * (b.value - a.value);
+  const text = `${by > 0 ? "+" : ""}${number(by)}`;
   if (a.low === undefined || a.high === undefined || b.low === undefined || b.high === undefined) return text;
   return a.low <= b.high && b.low <= a.high ? `${text}, intervals overlap` : `${text}, clear`;
 }

@@ -3,19 +3,22 @@
 import { useMutation } from "@tanstack/react-query";
 import { useState } from "react";
 import { download, request, send } from "../api/client";
-import { useCheckpoint, useFiles, useLineage, useManifest } from "../api/queries";
+import { useCheckpoint, useEnds, useFiles, useLineage, useManifest } from "../api/queries";
 import type { Checkpoint, CheckpointFile } from "../api/types";
-import { bytes, moment, phaseName, words } from "../lib/format";
+import { bytes, moment, number, phaseName, words } from "../lib/format";
+import { skillsOf } from "../lib/headline";
 import { go, link } from "../lib/route";
 import { Card, Command, Failure, Table, Waiting } from "../ui/parts";
 import { LineageGraph } from "../ui/lineage";
 import { Metrics } from "../ui/phase-details";
+import { VerdictTable } from "../ui/pipeline";
 import { parameters } from "./models";
 
 const FORMATS = [["gguf", "GGUF (llama.cpp)"], ["ollama", "Ollama"], ["hf", "Hugging Face"], ["packed", "Packed"]];
 
 export function Model({ id }: { id: string }) {
   const model = useCheckpoint(id);
+  const end = useEnds().get(id);
   const verify = useMutation({ mutationFn: () => send<Checkpoint>("POST", `/v1/checkpoints/${id}/verify`) });
   if (!model.data) return <Waiting error={model.error} what="the model" />;
   const one = model.data;
@@ -33,9 +36,10 @@ export function Model({ id }: { id: string }) {
             </button>
           </div>
         </div>
+        {end ? <p className="made">{[bytes(one.deployable_bytes), ...skillsOf(end)].join("; ")}.</p> : null}
         <p>
-          {phaseName(one.phase)}{one.role ? `, ${words(one.role).toLowerCase()}` : ""} · {bytes(one.deployable_bytes)} as shipped
-          {parameters(one) ? ` · ${parameters(one)} parameters` : ""} · made {moment(one.time)} · seed {one.seed} · {one.encrypted ? "encrypted at rest" : "not encrypted"}
+          {phaseName(one.phase)}{one.role && one.role !== "model" ? `, ${words(one.role).toLowerCase()}` : ""} · {bytes(one.deployable_bytes)} as shipped
+          {parameters(one) ? ` · ${parameters(one)} parameters` : ""}{end?.tokens_per_second ? ` · ${number(end.tokens_per_second)} tokens per second` : ""} · made {moment(one.time)} · seed {one.seed} · {one.encrypted ? "encrypted at rest" : "not encrypted"}
         </p>
         {one.status === "ok" ? null : <p className="failure">This checkpoint is {one.status}. {one.error}</p>}
         <Failure error={verify.error} />
@@ -44,7 +48,13 @@ export function Model({ id }: { id: string }) {
             {verify.data.status === "ok" ? "Every file has the hash that its manifest names." : `${verify.data.status}: ${verify.data.error}`}
           </p>
         ) : null}
-        <Metrics metrics={one.metrics} />
+        {end?.verdict ? <VerdictTable verdict={end.verdict} /> : null}
+        {Object.keys(one.metrics).length ? (
+          <details open={!end?.verdict}>
+            <summary>Figures that {phaseName(one.phase)} measured</summary>
+            <Metrics metrics={one.metrics} />
+          </details>
+        ) : null}
       </section>
       <Lineage id={id} />
       <Export id={id} />

@@ -1,14 +1,16 @@
 /** Every checkpoint: what it is, how large, from which phase; two of them can be compared. */
 
 import { useState } from "react";
-import { useCheckpoints } from "../api/queries";
-import type { Checkpoint } from "../api/types";
+import { useCheckpoints, useEnds } from "../api/queries";
+import type { Checkpoint, PhaseResult } from "../api/types";
 import { ago, bytes, count, phaseName } from "../lib/format";
+import { skillsOf } from "../lib/headline";
 import { link } from "../lib/route";
 import { Card, Command, Table, Waiting } from "../ui/parts";
 
 export function Models() {
   const models = useCheckpoints();
+  const ends = useEnds();
   const [chosen, setChosen] = useState<string[]>([]);
   const [search, setSearch] = useState("");
   if (!models.data) return <Waiting error={models.error} what="the models" />;
@@ -32,9 +34,9 @@ export function Models() {
         ) : null}
         {models.data.length ? (
           <Table
-            label="Checkpoints"
-            head={[<span key="t" className="off-screen">Compare</span>, "Name", "Phase", "Size as shipped", "Parameters", "Made", "State"]}
-            rows={shown.slice(0, 300).map((one) => ({ key: one.id, cells: cells(one, chosen, toggle) }))}
+            label="Checkpoints" stack={["", "", "Phase", "Size", "How good", "Made", "State"]}
+            head={[<span key="t" className="off-screen">Compare</span>, "Name", "Phase", "Size as shipped", "How good", "Made", "State"]}
+            rows={shown.slice(0, 300).map((one) => ({ key: one.id, cells: cells(one, ends.get(one.id), chosen, toggle) }))}
           />
         ) : (
           <p>There is no model yet. A run makes one; a model of yours is brought in by an import.</p>
@@ -46,13 +48,13 @@ export function Models() {
   );
 }
 
-function cells(one: Checkpoint, chosen: string[], toggle: (id: string) => void) {
+function cells(one: Checkpoint, end: PhaseResult | undefined, chosen: string[], toggle: (id: string) => void) {
   return [
     <input key="c" type="checkbox" aria-label={`Compare ${one.name} ${one.id.slice(0, 8)}`} checked={chosen.includes(one.id)} onChange={() => toggle(one.id)} />,
-    <a key="n" href={link("models", one.id)}>{one.name}</a>,
-    phaseName(one.phase) + (one.role && one.role !== one.name ? `, ${one.role}` : ""),
+    <span key="n"><a href={link("models", one.id)}>{one.name}</a> <span className="quiet">{one.id.slice(0, 8)}</span></span>,
+    phaseName(one.phase) + (one.role && !["model", one.name].includes(one.role) ? `, ${one.role}` : ""),
     bytes(one.deployable_bytes),
-    parameters(one),
+    end ? skillsOf(end).join(", ") : "",
     ago(one.time),
     one.status === "ok" ? (one.encrypted ? "whole, encrypted" : "whole") : <span key="s" className="bad">{one.status}{one.error ? `: ${one.error}` : ""}</span>,
   ];

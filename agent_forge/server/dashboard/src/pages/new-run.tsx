@@ -1,11 +1,11 @@
 /** Start a run: a phase, its sources and settings, what it will take, and the command for it. */
 
-import { useMutation } from "@tanstack/react-query";
+import { useMutation, useQuery } from "@tanstack/react-query";
 import { useMemo, useState } from "react";
 import { send } from "../api/client";
 import { RUN_ALL, useCheckpoints, usePhases, useSchema, validate } from "../api/queries";
 import type { Estimate, Job, Validation } from "../api/types";
-import { bytes, count, phaseName, seconds, words } from "../lib/format";
+import { bytes, count, PHASE_ORDER, phaseName, seconds, words } from "../lib/format";
 import { nearest } from "../lib/nearest";
 import { go, link } from "../lib/route";
 import { flatSettings, forgeCommand, objection, type Setting } from "../lib/settings";
@@ -15,7 +15,7 @@ import { SettingsForm } from "../ui/settings-form";
 // Experiments of conf/experiment, with what each is for.
 const PRESETS: [string, string][] = [
   ["tiny", "Tiny: all eight phases in minutes, to see that everything works"],
-  ["", "Nano: the self-test of the whole line, with the defaults"],
+  ["", "Nano: all eight phases with the defaults, in a quarter of an hour"],
   ["smollm2", "SmolLM2-135M on two CPU cores"],
   ["smollm2_gpu", "SmolLM2-135M on a GPU"],
 ];
@@ -47,12 +47,17 @@ export function NewRun({ query }: { query: URLSearchParams }) {
 
 function Form({ phase, source }: { phase: string; source: string }) {
   const isRun = phase === RUN_ALL;
-  const schema = useSchema(phase);
+  const [part, setPart] = useState("");
+  const schema = useSchema(isRun ? part : phase);
   const [values, setValues] = useState<Record<string, string>>({});
   const [sources, setSources] = useState<string[]>(source ? [source] : []);
   const [preset, setPreset] = useState(isRun ? "tiny" : "");
   const [lines, setLines] = useState("");
-  const settings = useMemo(() => (schema.data ? flatSettings(schema.data) : []), [schema.data]);
+  const composed = usePreset(preset, part !== "");
+  const settings = useMemo(() => {
+    const own = schema.data ? flatSettings(schema.data) : [];
+    return isRun ? inRun(own, part, composed.data?.config) : own;
+  }, [schema.data, isRun, part, composed.data]);
   const problems = [...settingProblems(settings, values), ...lineProblems(settings, lines, isRun)];
   const overrides = useMemo(() => {
     const typed = lines.split("\n").map((line) => line.trim()).filter(Boolean);
@@ -86,9 +91,23 @@ function Form({ phase, source }: { phase: string; source: string }) {
         </Card>
       ) : null}
       <Sources chosen={sources} isRun={isRun} onChange={(ids) => { setSources(ids); check.reset(); }} />
-      {isRun ? null : schema.data ? (
-        <SettingsForm schema={schema.data} settings={settings} values={values} onChange={change} />
-      ) : <Waiting error={schema.error} what="the settings" />}
+      {isRun ? (
+        <Card title="Settings of its phases">
+          <label>
+            Phase{" "}
+            <select value={part} onChange={(event) => setPart(event.target.value)}>
+              <option value="">choose one to change its settings …</option>
+              {PHASE_ORDER.map((name) => <option key={name} value={name}>{phaseName(name)}</option>)}
+            </select>
+          </label>
+        </Card>
+      ) : null}
+      {isRun && !part ? null : schema.data && (!isRun || composed.data) ? (
+        <SettingsForm
+          key={part} schema={isRun ? { ...schema.data, "x-groups": {} } : schema.data} settings={settings}
+          values={values} onChange={change}
+        />
+      ) : <Waiting error={schema.error ?? composed.error} what="the settings" />}
       <Card title="Other settings">
         <label htmlFor="lines">One KEY=VALUE per line, as on the command line</label>
         <textarea
@@ -113,6 +132,28 @@ function Form({ phase, source }: { phase: string; source: string }) {
       </section>
     </>
   );
+}
+
+/** All settings of a run with a preset, as the server composes them. */
+const usePreset = (preset: string, enabled: boolean) =>
+  useQuery({
+    queryKey: ["composed", "preset", preset],
+    queryFn: () => validate({ phase_name: RUN_ALL, config: preset ? [`experiment=${preset}`] : [] }),
+    enabled,
+    staleTime: Infinity,
+    retry: false,
+  });
+
+/** A phase's settings as a whole run names them, with the run's own defaults. */
+function inRun(own: Setting[], part: string, config: unknown): Setting[] {
+  return own.flatMap((one) => {
+    const standard = [part, ...one.key.split(".")].reduce<unknown>(
+      (values, name) => (values as Record<string, unknown> | undefined)?.[name], config,
+    );
+    // What a run settles itself, such as where a phase writes, is no setting of its phases.
+    if (standard === undefined || one.key === "gate.base") return [];
+    return [{ ...one, key: `${part}.${one.key}`, schema: { ...one.schema, default: standard } }];
+  });
 }
 
 function settingProblems(settings: Setting[], values: Record<string, string>): string[] {

@@ -4,7 +4,7 @@ import { useQuery } from "@tanstack/react-query";
 import { useEffect, useState } from "react";
 import { ACTIVE, RUN_ALL, useJob, useJobs, useLog, usePipeline, useRecord, useSchema, validate } from "../api/queries";
 import type { Job, Message, PhaseResult, Results } from "../api/types";
-import { ago, moment, percent, phaseName, seconds } from "../lib/format";
+import { ago, moment, percent, phaseName, seconds, tidy } from "../lib/format";
 import { headline } from "../lib/headline";
 import { link } from "../lib/route";
 import { differences, flatSettings, flatten, forgeCommand, written } from "../lib/settings";
@@ -58,8 +58,8 @@ function RunView({ job }: { job: Job }) {
             </>
           )}
           <span className="quiet">
-            {left ? `about ${seconds(left)} left in this phase · ` : ""}
             {when(job, results)}
+            {left ? ` · about ${seconds(left)} left in this phase` : ""}
             {job.attempt > 1 ? ` · attempt ${job.attempt}` : ""}
           </span>
         </div>
@@ -99,8 +99,8 @@ function Made({ results }: { results: Results }) {
 /** When it began and how long it took; a run that was found later has only the times of its phases. */
 function when(job: Job, results: Results): string {
   const worked = (results.phases ?? []).reduce((sum, one) => sum + (one.seconds ?? 0), 0);
-  if (job.ended && job.origin === "terminal") return worked ? `its phases took ${seconds(worked)}` : `ended ${ago(job.ended)}`;
-  const began = job.started ? `began ${ago(job.started)}` : `queued ${ago(job.created)}`;
+  if (job.ended && job.origin === "terminal") return worked ? `Its phases took ${seconds(worked)}` : `Ended ${ago(job.ended)}`;
+  const began = job.started ? `Began ${ago(job.started)}` : `Queued ${ago(job.created)}`;
   return job.ended && job.started ? `${began} · took ${seconds(job.ended - job.started)}` : began;
 }
 
@@ -142,7 +142,8 @@ function SettingsCard({ job }: { job: Job }) {
         {rows.length ? (
           <Table
             label="Settings that differ" head={["Setting", other ? "The other run" : "Default", "This run"]}
-            rows={rows.map((row) => ({ key: row.key, cells: [<code key="k">{row.key}</code>, row.before, <strong key="a">{row.after}</strong>] }))}
+            stack={["", other ? "The other run" : "Default", "This run"]}
+            rows={rows.map((row) => ({ key: row.key, cells: [<code key="k">{row.key}</code>, <span key="b" className="value">{row.before}</span>, <strong key="a" className="value">{row.after}</strong>] }))}
           />
         ) : null}
         {own.data ? (
@@ -150,7 +151,7 @@ function SettingsCard({ job }: { job: Job }) {
             <summary>All {Object.keys(own.data).length} settings</summary>
             <Table
               label="All settings" head={["Setting", "Value"]}
-              rows={Object.entries(own.data).map(([key, value]) => ({ key, cells: [<code key="k">{key}</code>, written(value)] }))}
+              rows={Object.entries(own.data).map(([key, value]) => ({ key, cells: [<code key="k">{key}</code>, <span key="v" className="value">{written(value)}</span>] }))}
             />
           </details>
         ) : null}
@@ -198,7 +199,14 @@ async function composed(phase: string, overrides: string[]): Promise<Record<stri
 function Story({ series, job }: { series: JobSeries; job: Job }) {
   const [isOpen, setOpen] = useState(job.state === "failed");
   const log = useLog(job.id, isOpen);
-  const lines = series.notes.slice(-60).reverse();
+  const told = new Set<string>();
+  const lines = series.notes.filter((one) => {
+    // What several stages say in the same words is shown once, as in a terminal.
+    const text = one.message?.replace(`${one.stage}: `, "") ?? "";
+    const isNew = !text || !told.has(text);
+    told.add(text);
+    return isNew;
+  }).slice(-60).reverse();
   return (
     <Card title="What it said">
       {lines.length ? (
@@ -206,7 +214,7 @@ function Story({ series, job }: { series: JobSeries; job: Job }) {
           {lines.map((one) => (
             <li key={one.seq} className={one.type}>
               <time dateTime={new Date(one.time * 1000).toISOString()}>{new Date(one.time * 1000).toLocaleTimeString("en-GB")}</time>
-              <span>{one.type === "warning" ? "Warning: " : ""}{one.message || `${phaseName(one.phase)} ${one.stage ?? ""}`}</span>
+              <span>{one.type === "warning" ? "Warning: " : ""}{tidy(one.message ?? "") || `${phaseName(one.phase)} ${one.stage ?? ""}`}</span>
             </li>
           ))}
         </ul>

@@ -98,6 +98,7 @@ function Now({ job }: { job: Job }) {
           {series.newest?.stage ? `${phase !== job.command ? ", " : ""}${series.newest.stage.replaceAll("_", " ")}` : ""}
           {left ? ` · about ${seconds(left)} left in this phase` : ""}
           {job.started ? <span className="quiet"> · began {ago(job.started)}</span> : null}
+          {job.overrides.length ? <code className="quiet"> {job.overrides.join(" ")}</code> : null}
         </span>
       </div>
       {steps.length > 1 ? <PipelineView steps={steps} /> : null}

@@ -2,7 +2,8 @@
 
 import { useEffect, useMemo, useRef, useState } from "react";
 import uPlot from "uplot";
-import { number, phaseName, words } from "../lib/format";
+import { measured, number, phaseName } from "../lib/format";
+import { labelOf } from "../lib/measures";
 import { useDark } from "../lib/theme";
 import { curve, metricsOf, smoothed, type Curve } from "../live/curve";
 import type { JobSeries } from "../live/series";
@@ -10,9 +11,7 @@ import type { JobSeries } from "../live/series";
 // Steps are whole numbers, and so are the ticks under them.
 const WHOLE = [0, 1, 2, 3, 4, 5, 6, 7].flatMap((power) => [1, 2, 5].map((one) => one * 10 ** power));
 const SMOOTH_FROM = 60; // points; fewer are read as they are
-const UNITS: Record<string, string> = {
-  loss: "nats per token", tokens_per_second: "tokens per second", grad_norm: "norm",
-};
+const CHIPS = 6; // metrics with a button; the others are in a list
 
 export function LiveChart({ series, phase }: { series: JobSeries; phase: string }) {
   const [chosen, setChosen] = useState("");
@@ -21,6 +20,8 @@ export function LiveChart({ series, phase }: { series: JobSeries; phase: string 
   const shown = phases.includes(ownPhase) ? ownPhase : phases.includes(phase) ? phase : (phases.at(-1) ?? "");
   const metrics = metricsOf(series, shown);
   const metric = metrics.includes(chosen) ? chosen : (metrics[0] ?? "");
+  const others = metrics.slice(CHIPS);
+  const { name: said, unit } = labelOf(metric);
   const version = series.version;
   const data = useMemo(
     () => curve(series, shown, metric),
@@ -45,16 +46,25 @@ export function LiveChart({ series, phase }: { series: JobSeries; phase: string 
           </label>
         ) : null}
         <div role="group" aria-label="Metric" className="chips">
-          {metrics.map((name) => (
+          {metrics.slice(0, CHIPS).map((name) => (
             <button key={name} type="button" aria-pressed={name === metric} onClick={() => setChosen(name)}>
-              {words(name)}
+              {labelOf(name).name}
             </button>
           ))}
+          {others.length ? (
+            <select
+              aria-label="Other metrics" className={others.includes(metric) ? "on" : ""}
+              value={others.includes(metric) ? metric : ""} onChange={(event) => setChosen(event.target.value)}
+            >
+              <option value="">{others.length} more …</option>
+              {others.map((name) => <option key={name} value={name}>{labelOf(name).name}</option>)}
+            </select>
+          ) : null}
         </div>
       </div>
-      <Plot data={data} label={`${words(metric)}${UNITS[metric] ? `, ${UNITS[metric]}` : ""}`} />
+      <Plot data={data} label={said + (unit ? `, ${unit}` : "")} />
       <p className="chart-says" data-points={data.points} data-gaps={data.gaps.length}>
-        {data.last === null ? "No number yet" : `Now ${number(data.last)}, so far between ${number(data.lowest ?? 0)} and ${number(data.highest ?? 0)}`}
+        {data.last === null ? "No number yet" : `Now ${measured(data.last)}, so far between ${measured(data.lowest ?? 0)} and ${measured(data.highest ?? 0)}`}
         {`; ${data.points.toLocaleString("en-US")} points. `}
         {data.gaps.length ? (
           <strong className="bad">

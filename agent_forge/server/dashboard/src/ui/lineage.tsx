@@ -1,12 +1,13 @@
 /** Who is whose parent, drawn in columns by generation; every box is a link. */
 
+import { useEffect, useRef } from "react";
 import type { Checkpoint, Lineage } from "../api/types";
 import { bytes, phaseName } from "../lib/format";
 import { link } from "../lib/route";
 
-const WIDTH = 188;
+const WIDTH = 172;
 const HEIGHT = 52;
-const GAP_X = 44;
+const GAP_X = 28;
 const GAP_Y = 14;
 
 interface Place {
@@ -16,13 +17,18 @@ interface Place {
 }
 
 export function LineageGraph({ lineage, here }: { lineage: Lineage; here: string }) {
+  const box = useRef<HTMLDivElement>(null);
   const places = arranged(lineage);
+  const end = (places.get(here)?.x ?? 0) + WIDTH;
+  useEffect(() => {
+    if (box.current) box.current.scrollLeft = end + GAP_X - box.current.clientWidth;
+  }, [end]);
   if (places.size < 2) return <p className="quiet">It has no known parent and no known child.</p>;
   const all = [...places.values()];
   const width = Math.max(...all.map((one) => one.x)) + WIDTH + 2;
   const height = Math.max(...all.map((one) => one.y)) + HEIGHT + 2;
   return (
-    <div className="scroll" tabIndex={0} role="region" aria-label="Lineage, parents on the left">
+    <div ref={box} className="scroll" tabIndex={0} role="region" aria-label="Lineage, parents on the left">
       <svg className="lineage" width={width} height={height} viewBox={`-1 -1 ${width} ${height}`}>
         {lineage.edges.map(({ parent = "", child = "" }) => {
           const from = places.get(parent);
@@ -44,7 +50,10 @@ export function LineageGraph({ lineage, here }: { lineage: Lineage; here: string
   );
 }
 
-const short = (name: string) => (name.length > 20 ? `${name.slice(0, 19)}…` : name);
+const short = (name: string) => {
+  const text = name.replaceAll("_", " ");
+  return text.length > 18 ? `${text.slice(0, 17)}…` : text;
+};
 
 /** Give each checkpoint the column behind its last parent. */
 function arranged(lineage: Lineage): Map<string, Place> {

@@ -2,7 +2,8 @@
 
 import { useState, type ReactNode } from "react";
 import type { Score } from "../api/types";
-import { number } from "../lib/format";
+import { measured, number, tidy, words } from "../lib/format";
+import { labelOf } from "../lib/measures";
 
 const STATES: Record<string, string> = {
   queued: "Waiting", running: "Running", pausing: "Pausing", paused: "Paused",
@@ -77,30 +78,56 @@ export function Command({ text, note }: { text: string; note?: string }) {
   );
 }
 
-/** A value with its interval. */
-export function Interval({ score, unit = true }: { score: Score; unit?: boolean }) {
+/** A value with its interval. factor: to the unit in which it is shown. */
+export function Interval({ score, unit = score.metric ?? "", factor = 1 }: {
+  score: Score;
+  unit?: string;
+  factor?: number;
+}) {
+  const said = (value: number) => (Number.isInteger(value) ? number(value * factor) : measured(value * factor));
+  const share = unit === "%" ? "%" : "";
   const bounds =
     score.low !== undefined && score.high !== undefined
-      ? ` [${number(score.low)}, ${number(score.high)}]`
+      ? ` [${said(score.low)}, ${said(score.high)}]`
       : "";
   return (
     <span className="figure">
-      {number(score.value)}
+      {said(score.value)}{share}
       <span className="quiet">{bounds}</span>
-      {unit && score.metric ? <span className="quiet"> {score.metric}</span> : null}
+      {unit && !share ? <span className="quiet"> {unit}</span> : null}
     </span>
   );
 }
 
-/** Rows as a table that scrolls in its own box, so that the page never does. */
-export function Table({ head, rows, label }: {
+/** A score of a gate: a share of right answers in per cent, everything else in its unit. */
+export function GateScore({ score }: { score: Score }) {
+  const share = isShare(score);
+  return (
+    <>
+      <Interval score={score} unit={share ? "%" : score.metric} factor={share ? 100 : 1} />
+      {score.at_chance ? <span className="quiet"> at chance</span> : null}
+    </>
+  );
+}
+
+/** Whether a score is a share of right answers. */
+export const isShare = (score: Score | undefined): boolean => SHARES.some((one) => score?.metric?.startsWith(one));
+
+const SHARES = ["exact match", "right answers by right calls", "accuracy"];
+
+/** Rows as a table that scrolls in its own box, so that the page never does.
+ *
+ * stack: the columns' names, for a table whose cells stand below each other on a phone.
+ */
+export function Table({ head, rows, label, stack }: {
   head: ReactNode[];
   rows: { key: string; cells: ReactNode[] }[];
   label: string;
+  stack?: string[];
 }) {
   return (
     <div className="scroll" tabIndex={0} role="region" aria-label={label}>
-      <table>
+      <table className={stack ? "stack" : undefined}>
         <thead>
           <tr>
             {head.map((one, index) => (
@@ -112,7 +139,7 @@ export function Table({ head, rows, label }: {
           {rows.map((row) => (
             <tr key={row.key}>
               {row.cells.map((cell, index) => (
-                <td key={index}>{cell}</td>
+                <td key={index} data-head={stack?.[index]}>{cell}</td>
               ))}
             </tr>
           ))}
@@ -127,14 +154,31 @@ export function PlainTable({ rows, label }: { rows: Record<string, unknown>[]; l
   const head = [...new Set(rows.flatMap((row) => Object.keys(row)))];
   const shown = rows.map((row, index) => ({
     key: String(index),
-    cells: head.map((name) => plain(row[name])),
+    cells: head.map((name) => plain(inUnit(name, row[name]))),
   }));
-  return <Table head={head.map((name) => name.replaceAll("_", " "))} rows={shown} label={label} />;
+  return <Table head={head.map(headOf)} rows={shown} label={label} />;
+}
+
+/** Internal names have their unit in words; what a view has named itself stays. */
+function headOf(name: string): string {
+  if (!name.includes("_")) return words(name);
+  const { name: said, unit } = labelOf(name);
+  return said + (unit ? `, ${unit}` : "");
+}
+
+const inUnit = (name: string, value: unknown) =>
+  typeof value === "number" && name.includes("_") ? value * labelOf(name).factor : value;
+
+/** A sentence that a phase wrote; what stands between backticks is code. */
+export function Prose({ text }: { text: string }) {
+  return text.split("`").map((part, index) => (index % 2 ? <code key={index}>{part}</code> : tidy(part, index === 0)));
 }
 
 export function plain(value: unknown): string {
   if (value === null || value === undefined) return "";
   if (typeof value === "number") return number(value);
   if (typeof value === "boolean") return value ? "yes" : "no";
-  return typeof value === "object" ? JSON.stringify(value) : String(value);
+  if (typeof value === "object") return JSON.stringify(value);
+  const text = String(value);
+  return /^[a-z0-9]+(_[a-z0-9]+)+$/.test(text) ? text.replaceAll("_", " ") : text;
 }

@@ -1,10 +1,11 @@
 /** One phase of a run: its verdict and why, its figures, and what it alone has to show. */
 
 import type { Job, PhaseReport, PhaseResult } from "../api/types";
-import { bytes, count, number, phaseName, seconds, words } from "../lib/format";
+import { bytes, count, number, phaseName, seconds, tidy, words } from "../lib/format";
+import { isBound, labelOf } from "../lib/measures";
 import type { JobSeries } from "../live/series";
 import { PhaseView } from "../phases/view";
-import { Card, Interval, PlainTable } from "./parts";
+import { Card, Interval, PlainTable, Prose } from "./parts";
 import { VerdictTable, type Step } from "./pipeline";
 
 export function PhaseDetails({ job, step, series, ends, reports }: {
@@ -25,7 +26,7 @@ export function PhaseDetails({ job, step, series, ends, reports }: {
     <Card title={phaseName(step.name) + judged}>
       {isQuiet ? <p className="quiet">{job.state === "running" ? "Its turn comes later." : "It has not begun."}</p> : null}
       {step.summary ? <Summary text={step.summary} /> : null}
-      {step.verdict?.reasons.map((reason) => <p key={reason} className="failure">{reason}</p>)}
+      {step.verdict?.reasons.map((reason) => <p key={reason} className="failure">{tidy(reason)}</p>)}
       {end ? <Facts end={end} /> : null}
       <PhaseView phase={step.name} series={series} report={report} end={end} />
       {step.verdict ? (
@@ -34,7 +35,7 @@ export function PhaseDetails({ job, step, series, ends, reports }: {
           <VerdictTable verdict={step.verdict} />
         </>
       ) : null}
-      {report?.baseline ? <p className="quiet">Against a baseline: {report.baseline}</p> : null}
+      {report?.baseline ? <p className="quiet">Against a baseline of equal budget: <Prose text={report.baseline} />.</p> : null}
       {end && hasFigures(end.metrics ?? {}) ? (
         <details>
           <summary>All figures</summary>
@@ -54,18 +55,20 @@ export function PhaseDetails({ job, step, series, ends, reports }: {
 /** A long summary is several sentences or parts: one line each. */
 function Summary({ text }: { text: string }) {
   const parts = text.split("; ");
-  if (parts.length < 3) return <p>{text}</p>;
-  return <ul className="summary">{parts.map((part) => <li key={part}>{part}</li>)}</ul>;
+  if (parts.length < 3) return <p><Prose text={text} /></p>;
+  return <ul className="summary">{parts.map((part) => <li key={part}><Prose text={part} /></li>)}</ul>;
 }
 
 function stageRow(stage: JobSeries["segments"][number]): Record<string, unknown> {
   const row: Record<string, unknown> = {
-    stage: stage.stage,
+    stage: words(stage.stage),
     steps: `${number(stage.step)} of ${number(stage.total)}`,
     time: seconds(stage.ended - stage.began),
   };
   for (const [name, column] of stage.columns) {
-    row[name] = column.values.findLast((value) => Number.isFinite(value));
+    const { name: said, unit, factor } = labelOf(name);
+    const last = column.values.findLast((value) => Number.isFinite(value));
+    row[said + (unit ? `, ${unit}` : "")] = last === undefined ? undefined : last * factor;
   }
   return row;
 }
@@ -89,6 +92,7 @@ function Facts({ end }: { end: PhaseResult }) {
 
 const figuresOf = (metrics: Record<string, unknown>) =>
   Object.entries(metrics).flatMap(([name, value]) => {
+    if (isBound(name)) return [];
     if (typeof value === "number") return [{ name, score: { value } }];
     const score = value as { value?: unknown } | null;
     return typeof score?.value === "number" ? [{ name, score: value as { value: number } }] : [];
@@ -102,9 +106,10 @@ export function Metrics({ metrics }: { metrics: Record<string, unknown> }) {
   if (!rows.length) return null;
   return (
     <dl className="facts">
-      {rows.map(({ name, score }) => (
-        <div key={name}><dt>{words(name)}</dt><dd><Interval score={score} /></dd></div>
-      ))}
+      {rows.map(({ name, score }) => {
+        const { name: said, unit, factor } = labelOf(name);
+        return <div key={name}><dt>{said}</dt><dd><Interval score={score} unit={unit || undefined} factor={factor} /></dd></div>;
+      })}
     </dl>
   );
 }

@@ -1,9 +1,9 @@
 /** The phases of a run in a row: state, verdict with its interval, and the reason of a refusal. */
 
 import type { Job, Pipeline, Results, Verdict } from "../api/types";
-import { number, percent, PHASE_ORDER, phaseName } from "../lib/format";
+import { measured, number, percent, PHASE_ORDER, phaseName, taskName, tidy, words } from "../lib/format";
 import type { JobSeries } from "../live/series";
-import { State } from "./parts";
+import { GateScore, State } from "./parts";
 
 export interface Step {
   name: string;
@@ -70,17 +70,17 @@ export function PipelineView({ steps, picked = "", onPick }: {
 export function VerdictLine({ verdict }: { verdict: Verdict | null }) {
   if (!verdict) return null;
   if (!verdict.passed) {
-    return <span className="reason">{verdict.reasons[0] ?? "refused without a reason"}</span>;
+    return <span className="reason">{tidy(verdict.reasons[0] ?? "refused without a reason")}</span>;
   }
   const gated = Object.values(verdict.retentions ?? {}).filter((one) => one.gated);
   const worst = gated.sort((a, b) => a.ratio - b.ratio)[0];
   if (worst) {
     return (
       <span className="keeps">
-        keeps {number(100 * worst.ratio)}% of {worst.task}
+        keeps {measured(100 * worst.ratio)}% of {taskName(worst.task)}
         <span className="quiet">
           {" "}
-          [{number(100 * worst.low)}, {number(100 * worst.high)}]
+          [{measured(100 * worst.low)}, {measured(100 * worst.high)}]
         </span>
       </span>
     );
@@ -88,11 +88,11 @@ export function VerdictLine({ verdict }: { verdict: Verdict | null }) {
   const text = verdict.scores?.text;
   return text ? (
     <span className="keeps">
-      {number(text.value)} {text.metric}
+      {measured(text.value)} {text.metric}
       {text.low !== undefined && text.high !== undefined ? (
         <span className="quiet">
           {" "}
-          [{number(text.low)}, {number(text.high)}]
+          [{measured(text.low)}, {measured(text.high)}]
         </span>
       ) : null}
     </span>
@@ -107,7 +107,7 @@ export function VerdictTable({ verdict }: { verdict: Verdict }) {
   if (!tasks.length) return null;
   return (
     <div className="scroll" tabIndex={0} role="region" aria-label="Scores of the gate">
-      <table>
+      <table className="stack">
         <thead>
           <tr>
             <th scope="col">Task</th>
@@ -123,29 +123,22 @@ export function VerdictTable({ verdict }: { verdict: Verdict }) {
             const before = verdict.parent_scores?.[task];
             return (
               <tr key={task}>
-                <th scope="row">{task}</th>
-                <td>
-                  {number(score.value)}
-                  <span className="quiet">
-                    {score.low !== undefined ? ` [${number(score.low)}, ${number(score.high ?? NaN)}]` : ""}{" "}
-                    {score.metric}
-                    {score.at_chance ? ", at chance" : ""}
-                  </span>
-                </td>
-                <td>{before ? number(before.value) : ""}</td>
-                <td>
-                  {kept ? (
+                <th scope="row">{words(taskName(task))}</th>
+                <td data-head="Score"><GateScore score={score} /></td>
+                <td data-head="Before">{before ? <GateScore score={before} /> : ""}</td>
+                <td data-head="Kept">
+                  {kept?.at_chance ? "at chance" : kept ? (
                     <>
-                      {number(100 * kept.ratio)}%{" "}
+                      {measured(100 * kept.ratio)}%{" "}
                       <span className="quiet">
-                        [{number(100 * kept.low)}, {number(100 * kept.high)}]
+                        [{measured(100 * kept.low)}, {measured(100 * kept.high)}]
                       </span>
                     </>
                   ) : (
                     ""
                   )}
                 </td>
-                <td>{kept?.gated ? `${number(100 * kept.limit)}%` : kept ? "not gated" : ""}</td>
+                <td data-head="Must keep">{kept?.gated ? `${number(100 * kept.limit)}%` : kept ? "not gated" : ""}</td>
               </tr>
             );
           })}

@@ -1,6 +1,6 @@
 /** Shares with their intervals as bars: what was, what is, and the limit that it must keep. */
 
-import { number } from "../lib/format";
+import { number, words } from "../lib/format";
 
 export interface Range {
   name: string;
@@ -19,11 +19,17 @@ export function Ranges({ rows, label, top = 1, limit }: {
   limit?: number;
 }) {
   const place = (value: number) => (100 * Math.max(0, Math.min(value, top))) / top;
+  const marks = [
+    rows.some((row) => row.low !== undefined) ? "thin line: 95% interval" : "",
+    rows.some((row) => row.before !== undefined) ? "grey mark: before" : "",
+    limit !== undefined ? `yellow mark: the limit, ${number(100 * limit)}%` : "",
+  ].filter(Boolean);
   return (
+    <>
     <ul className="ranges" aria-label={label}>
       {rows.map((row) => (
         <li key={row.name}>
-          <span className="name">{row.name}</span>
+          <span className="name">{words(row.name)}</span>
           <svg viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">
             <rect className="ground" width="100" height="10" />
             <rect className="value" width={place(row.value)} height="10" />
@@ -44,6 +50,8 @@ export function Ranges({ rows, label, top = 1, limit }: {
         </li>
       ))}
     </ul>
+    {marks.length ? <p className="quiet">Bar: now; {marks.join("; ")}.</p> : null}
+    </>
   );
 }
 
