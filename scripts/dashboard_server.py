@@ -30,7 +30,7 @@ from agent_forge.server.serving import ServeSettings, application
 from agent_forge.server.settings import JobSettings
 from agent_forge.server.supervisor import Supervisor
 
-START_SECONDS = 60.0
+START_SECONDS, STOP_SECONDS = 60.0, 2
 QUICK = {"poll_seconds": 0.02, "grace_seconds": 20.0, "check_seconds": 0.2}
 
 
@@ -57,7 +57,9 @@ class DashboardServer:
             rates=Rates(100_000, 100),
         )  # fmt: skip
         app = application(service, ServeSettings(state=state), open_doors(service))
-        config = uvicorn.Config(app, log_level="warning", ws="websockets-sansio")
+        config = uvicorn.Config(
+            app, log_level="warning", ws="websockets-sansio", timeout_graceful_shutdown=STOP_SECONDS
+        )
         self.server = uvicorn.Server(config)
         self.listener = bound("127.0.0.1", port)
         self.url = f"http://127.0.0.1:{self.listener.getsockname()[1]}"

@@ -1,6 +1,10 @@
 """Put the subcommands together: one per phase of the catalogue, run-all, and the tools around."""
 
+import shutil
+from typing import Any
+
 import typer
+from typer.core import TyperGroup
 
 from agent_forge import __version__
 from agent_forge.cli import (
@@ -20,12 +24,31 @@ from agent_forge.cli import (
     tool_commands,
 )
 
+COLUMNS = shutil.get_terminal_size().columns
+IS_NARROW = COLUMNS < 64  # the panels of rich help would cut the names of options; plain help wraps
+
+
+class _Group(TyperGroup):
+    """A group of commands whose plain help cuts no line that says what a command does."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write every command with its whole help."""
+        named = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.help or "") for name, command in named if command])
+
+
 app = typer.Typer(
     name="forge",
+    cls=_Group,
+    rich_markup_mode=None if IS_NARROW else "rich",
     help="Turn a base language model into a small, compressed, tool-using agent, in eight phases.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        **({"terminal_width": COLUMNS} if IS_NARROW else {}),
+    },
 )
 
 
@@ -58,3 +81,5 @@ auditing.add_to(app)
 indexing.add_to(app)
 serving.add_to(app)
 doctor.add_to(app)
+for group in app.registered_groups:
+    group.cls = _Group

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.text import Text
 
+from agent_forge.cli.layout import Column, Grid
 from agent_forge.cli.phase_commands import Json, examples
 from agent_forge.cli.render import console, print_json
 
@@ -69,10 +71,12 @@ def doctor_command(
         print_json([asdict(check) for check in checks])
     else:
         colours = {"ok": "green", "warn": "yellow", "fail": "red"}
-        for check in checks:
-            console(stderr=False).print(
-                f"[{colours[check.state]}]{check.state:4}[/] {check.name}: {check.detail}"
-            )
+        terminal = console(stderr=False)
+        columns = [Column(head="check"), Column(head=""), Column(head="found", is_text=True)]
+        rows = [
+            [check.name, Text(check.state, colours[check.state]), check.detail] for check in checks
+        ]
+        terminal.print(Grid(columns=columns, rows=rows))
     raise typer.Exit(1 if failed else 0)
 
 

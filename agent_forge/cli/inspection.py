@@ -225,7 +225,6 @@ def inspect_command(path: Target, as_json: Json = False, verbose: Verbose = Fals
         for parent in manifest.parents:
             about = f"({parent['phase']}) id {short_id(parent['id'])} {parent['path']}"
             say(out, f"parent {parent['name']} {about}")
-        _print_settings(out, manifest.config)
         for name, metric in manifest.metrics.items():
             if value := words.cell(name, metric):
                 say(out, f"{words.heading(name)}: {value}")
@@ -236,6 +235,7 @@ def inspect_command(path: Target, as_json: Json = False, verbose: Verbose = Fals
             say(
                 out, f"{file}  {words.size(entry['bytes'])}  sha256 {digest}\N{HORIZONTAL ELLIPSIS}"
             )
+        _print_settings(out, manifest.config)
 
 
 def _print_settings(out: Any, config: dict[str, Any]) -> None:

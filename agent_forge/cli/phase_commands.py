@@ -34,7 +34,7 @@ ConfigOption = Annotated[
     typer.Option(
         "--config",
         "-c",
-        help="A YAML file, or a name in conf/experiment.",
+        help="A YAML file, or the name of an experiment.",
         autocompletion=complete_config,
     ),
 ]
@@ -64,7 +64,10 @@ def add_to(app: typer.Typer) -> None:
     """Add one subcommand per phase, run-all and settings."""
     for phase in phases().values():
         app.command(
-            phase.name, help=phase.summary, epilog=_examples(phase), rich_help_panel="Phases"
+            phase.name,
+            help=phase.summary[:1].upper() + phase.summary[1:],
+            epilog=_examples(phase),
+            rich_help_panel="Phases",
         )(_command(phase))
     app.command(
         "run-all",

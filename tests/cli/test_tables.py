@@ -1,7 +1,10 @@
 """What the terminal shows fits 80 and 40 columns, breaks no word, and says what the run's answer is."""
 
 import io
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -209,3 +212,16 @@ def test_text_is_wrapped_between_words_with_an_indent() -> None:
         "a/very/long/path/without/spaces"
     ]
     assert layout.wrapped("", 8) == [""]
+
+
+@pytest.mark.parametrize("page", ["", "run-all", "tools"])
+def test_help_on_a_narrow_terminal_cuts_no_name_and_no_sentence(page: str) -> None:
+    command = [sys.executable, "-m", "agent_forge", *page.split(), "--help"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "40"}
+    )
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 40
+    assert not re.search(r"\w\.\.\.$|\u2026", done.stdout, re.MULTILINE)
+    if page == "run-all":
+        assert "--resume / --no-resume" in done.stdout

@@ -419,6 +419,21 @@ def test_curves_are_one_per_metric_in_turn_and_noise_is_not_drawn() -> None:
     assert not curves.telling_curves(falling[:5])
 
 
+def test_short_stages_about_different_things_are_no_curve() -> None:
+    # Experts of four domains: each keeps its own level, and the steps between them say nothing.
+    levels = {"text": 3.3, "reasoning": 0.4, "memory": 1.1, "tools": 0.08}
+    lines = [
+        progress(name, step, level + (step % 3) / 100)
+        for name, level in levels.items()
+        for step in range(1, 7)
+    ]
+    assert not curves.telling_curves(lines)
+    falling = [
+        progress(f"stage {s}", step, 5 - s - step / 7) for s in range(4) for step in range(1, 7)
+    ]
+    assert len(curves.telling_curves(falling)) == 1
+
+
 def test_values_that_are_not_finite_leave_a_gap() -> None:
     lines = [
         progress("a", s, "nan" if s == 5 else float("inf") if s == 6 else 9.0 - s)

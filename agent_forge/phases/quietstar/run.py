@@ -218,17 +218,28 @@ def _report(
 
 def _summary(gain: dict[str, Any], inside: dict[str, Any], metrics: dict[str, Any]) -> str:
     """Return whether thinking helped, in one or two sentences."""
-    interval = f"[{gain['low']:+.4f}, {gain['high']:+.4f}]"
-    figures = f"{gain['value']:+.4f} nats per token {interval} over {gain['n']} held-out tokens"
+    said = f"{_judged(gain)} over {gain['n']} held-out tokens"
     if metrics["gate_entropy_nats"] is None:
         return (
-            f"Thinking gained {figures}; at no tried gate did it help by more than chance, so the gate stays shut and "
-            "the model answers without thinking."
+            f"{said}; at no tried gate did it help by more than chance, so the gate stays shut and the model answers "
+            "without thinking."
         )
     return (
-        f"Thinking gained {figures}. The gate opens from {metrics['gate_entropy_nats']:.2f} nats of entropy, on "
+        f"{said}. The gate opens from {metrics['gate_entropy_nats']:.2f} nats of entropy, on "
         f"{metrics['gate_open_share']:.0%} of tokens, where it gains {inside['value']:+.4f} "
         f"[{inside['low']:+.4f}, {inside['high']:+.4f}]."
+    )
+
+
+def _judged(gain: dict[str, Any]) -> str:
+    """Return what thinking did: it gained, it cost, or its interval holds 0."""
+    value, low, high = gain["value"], gain["low"], gain["high"]
+    if low > 0:
+        return f"Thinking gained {value:.4f} nats per token [{low:.4f}, {high:.4f}]"
+    if high < 0:
+        return f"Thinking cost {-value:.4f} nats per token [{-high:.4f}, {-low:.4f}]"
+    return (
+        f"Thinking made no clear difference: {value:+.4f} nats per token [{low:+.4f}, {high:+.4f}]"
     )
 
 

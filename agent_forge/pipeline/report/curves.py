@@ -75,24 +75,49 @@ def _in_turn(stages: dict[str, dict[int, float]]) -> list[tuple[str, Points]]:
 
 
 def says_something(curve: Curve) -> bool:
-    """Return whether some stage, or the whole curve, ends elsewhere than it began."""
-    whole = [point for _, points in curve.stages for point in points]
-    return any(moves(points) for points in [whole, *(points for _, points in curve.stages)])
+    """Return whether some stage, or the whole curve, ends elsewhere than it began.
+
+    Stages that begin where the one before did not end are about different things, such as the
+    experts of four domains; then the whole says nothing that no stage says.
+    """
+    stages = [points for _, points in curve.stages]
+    if any(map(moves, stages)):
+        return True
+    return not breaks(stages) and moves([point for points in stages for point in points])
 
 
-def moves(points: Sequence[tuple[float, float]]) -> bool:
+def breaks(stages: Sequence[Points]) -> bool:
+    """Return whether some stage begins further from the end of the one before than any stage moves."""
+    spans = [max(y for _, y in points) - min(y for _, y in points) for points in stages]
+    between = [
+        _mean(after[: quarter(after)]) - _mean(before[-quarter(before) :])
+        for before, after in itertools.pairwise(stages)
+    ]
+    return any(abs(jump) > max(spans) for jump in between)
+
+
+def moves(points: Points) -> bool:
     """Return whether the last quarter differs from the first by more than the noise between
     neighbours.
     """
     if len(points) < LEAST_POINTS:
         return False
     values = [y for _, y in points]
-    quarter = max(len(values) // 4, 2)
+    share = quarter(points)
     jumps = [after - before for before, after in itertools.pairwise(values)]
     # Neighbours differ by the noise of two points, so one point has half of that variance.
     noise = statistics.pstdev(jumps) / math.sqrt(2)
-    change = statistics.fmean(values[-quarter:]) - statistics.fmean(values[:quarter])
-    return abs(change) > NOISE * noise * math.sqrt(2 / quarter)
+    change = _mean(points[-share:]) - _mean(points[:share])
+    return abs(change) > NOISE * noise * math.sqrt(2 / share)
+
+
+def quarter(points: Points) -> int:
+    """Return how many points a quarter of them are, at least two."""
+    return max(len(points) // 4, 2)
+
+
+def _mean(points: Points) -> float:
+    return statistics.fmean(y for _, y in points)
 
 
 def smooth(points: Sequence[tuple[float, float]]) -> Points:
