@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from agent_forge.cli.layout import Column, Grid
+from agent_forge.cli.layout import Column, Grid, Row
 from agent_forge.cli.phase_commands import Json, examples
 from agent_forge.cli.render import console, print_json
 
@@ -73,7 +73,7 @@ def doctor_command(
         colours = {"ok": "green", "warn": "yellow", "fail": "red"}
         terminal = console(stderr=False)
         columns = [Column(head="check"), Column(head=""), Column(head="found", is_text=True)]
-        rows = [
+        rows: list[Row] = [
             [check.name, Text(check.state, colours[check.state]), check.detail] for check in checks
         ]
         terminal.print(Grid(columns=columns, rows=rows))
