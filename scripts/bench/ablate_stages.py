@@ -99,7 +99,7 @@ def run(arguments: Sequence[str] = ()) -> Result:
         unit="mechanisms whose default the figures contradict", met=not wrong and not missed,
         n=f"{options.seeds} paired seeds of {tokens:,.0f} tokens", figures=figures,
         note="Gains are in nats per learned token, a mean over text, reasoning and tools; "
-        "above 0 the variant is better. Averages stay only where a paired test prefers them.",
+        "above 0 the variant is better.",
         **here("ablate_stages", arguments),
     )  # fmt: skip
 

@@ -28,6 +28,7 @@ from scripts.bench.result import Figure, Result, bars_met, here
 CLAIM = "Phases gain over a baseline of equal budget"
 BAR = "above 0 with the whole interval, where the figure is a gain"
 PHASES = ("cognate", "train", "bake")
+ITSELF = "the same run: "  # nothing of the phase was on that its baseline lacks
 NUMBER = r"[+-]?\d+\.\d+|[+-]?inf|nan"
 ENTRY = re.compile(
     rf"(?P<name>[^:;]+?) (?P<value>{NUMBER}) \[(?P<low>{NUMBER}), (?P<high>{NUMBER})\]"
@@ -76,8 +77,11 @@ def entries(phase: str, text: str) -> list[Figure]:
     """Return the figures in the baseline's line of a report, in order.
 
     A figure with a sign is a gain over the baseline, and its bar is 0; any other stands beside the
-    baseline's own figure, which is its unit. Raises ValueError where the line has no figure.
+    baseline's own figure, which is its unit. A phase that is its own baseline has one line without
+    a figure. Raises ValueError where the line has no figure otherwise.
     """
+    if text.startswith(ITSELF):
+        return [Figure(claim=f"{phase}: {text}", figure=None, unit="")]
     head, _, rest = text.partition(": ")
     figures = []
     for entry in ENTRY.finditer(rest):

@@ -29,7 +29,7 @@ KINDS = ("text", "reasoning", "tools")
 IGNORE = -100
 # What every trial sets: nothing is measured within it, and no plain run stands beside it.
 BARE = (
-    "baseline=false", "measure.text_items=16", "measure.tasks=[]", "measure.probe_rows=1",
+    "baseline=false", "only_if_better=false", "measure.text_items=16", "measure.tasks=[]", "measure.probe_rows=1",
     "measure.probe_tokens=16", "measure.twin_steps=0", "runtime.device=cpu", "runtime.dtype=float32",
     "runtime.compile=off",
 )  # fmt: skip

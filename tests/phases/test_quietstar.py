@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from agent_forge import checkpoint, models
+from agent_forge import checkpoint, data, models
 from agent_forge.checkpoint import Checkpoint, Workspace
 from agent_forge.config import DataConfig
 from agent_forge.config.compose import compose
 from agent_forge.core.errors import CheckpointError, ConfigError, Interrupted
 from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import seed_for, torch_generator
+from agent_forge.learn import TrainRequest, lm_loss, train
 from agent_forge.models.thought import ThoughtForCausalLM, Thoughts
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.quietstar import Config, measure
@@ -31,6 +32,7 @@ from agent_forge.phases.quietstar.run import run
 TINY = [
     "steps=4", "batch_rows=2", "length_tokens=64", "positions=4", "thought_length=2", "thoughts=2", "measure.windows=4",
     "measure.positions=5", "measure.samples=50", "measure.shown=2", "optim.warmup_steps=1", "runtime.device=cpu",
+    "only_if_better=false",
 ]  # fmt: skip
 
 
@@ -109,6 +111,86 @@ def test_the_report_speaks_of_the_windows_that_it_measured(forged: Any) -> None:
     assert sum(row["tokens"] for row in report.tables["by difficulty"]) == rows["all"]["tokens"]
     assert len(report.samples) == 2
     assert "thinks" in report.samples[0]
+
+
+def test_plain_training_sees_the_same_windows_and_its_gain_is_told(
+    forged: Any, tiny_checkpoint: Checkpoint
+) -> None:
+    """The plain run against the parent trained here, and the figures of the report against it."""
+    config, report = forged
+    tokenizer = models.load_tokenizer(tiny_checkpoint)
+    kinds = list(config.mix)
+
+    def sources(split: str, rows: int) -> dict[str, Any]:
+        return {
+            kind: data.source(kind, config.data, tokenizer, split, config.seed, rows=rows)
+            for kind in kinds
+        }
+
+    model = models.load(tiny_checkpoint)
+    optim = dataclasses.replace(config.optim, lr=config.base_lr, clip_norm=config.group_clip_norm)
+    train(
+        model,
+        TrainRequest(
+            batches=data.Mixture(
+                sources("train", run_module.TRAIN_ROWS), config.mix, rows=2, length_tokens=64,
+                seed=config.seed, name="quietstar",
+            ),
+            loss_fn=lm_loss, stage="alone", steps=4, optim=optim, seed=config.seed,
+            out=Workspace(f"{config.out}-alone", phase="quietstar", seed=config.seed, config={}),
+            events=EventLog(None, "quietstar"),
+        ),
+    )  # fmt: skip
+    windows = measure.held_out(config, sources("validation", 40), "validation")
+    losses = measure.base_losses(model.eval(), windows, 2, torch.device("cpu"))
+    plain = float(torch.cat([losses[kind].flatten() for kind in kinds]).nanmean())
+    rows = {r["data"]: r for r in report.tables["thinking on held-out tokens (validation split)"]}
+    thinking, base = (rows["all"][f"{name} (nats)"] for name in ("thinking", "base"))
+    deciles = report.tables["by difficulty"]
+    tokens = sum(row["tokens"] for row in deciles)
+    everywhere = sum(row["gain over plain"] * row["tokens"] for row in deciles) / tokens
+    assert everywhere == pytest.approx(plain - thinking, abs=1e-5)
+    gain = report.metrics["gain_over_plain_nats"]
+    assert gain["low"] <= gain["value"] <= gain["high"]
+    if report.metrics["gate_entropy_nats"] is None:  # then nothing is thought
+        assert gain["value"] == pytest.approx(plain - base, abs=1e-5)
+    assert report.baseline.startswith("gain over plain training of equal tokens, ")
+
+
+def test_the_gain_over_plain_training_thinks_where_the_gate_opens() -> None:
+    record = {
+        "a/base": torch.tensor([[2.0, 4.0]]), "a/mixed": torch.tensor([[1.0, 1.0]]),
+        "a/entropy": torch.tensor([[0.5, 2.0]]),
+    }  # fmt: skip
+    plain = {"a": torch.tensor([[2.5, 2.5]])}
+    config = compose("quietstar", Config, [*TINY, "out=x"])
+    for gate, expected in ((None, -0.5), (0.0, 1.5), (1.0, 1.0)):
+        gain = measure.over_plain(record, plain, ["a"], gate, config)
+        assert gain["value"] == pytest.approx(expected)
+        assert gain["n"] == 2
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_a_parent_goes_on_unchanged_where_thinking_brings_nothing(
+    opens: bool,
+    data_config: DataConfig,
+    tiny_checkpoint: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where no gate opens, and where one opens and plain training does as well."""
+    gate = 0.0 if opens else None
+    monkeypatch.setattr(measure, "choose_gate", lambda *_: (gate, []))
+    monkeypatch.setattr(
+        measure, "over_plain", lambda *_: {"value": 0.0, "low": -0.1, "high": 0.1, "n": 40}
+    )
+    only = settings(data_config, tmp_path / "out", tiny_checkpoint, "only_if_better=true")
+    report = forge(only, tiny_checkpoint)
+    parent, child = models.load(tiny_checkpoint), models.load(only.out)
+    assert type(child) is type(parent)
+    assert all(torch.equal(v, child.state_dict()[k]) for k, v in parent.state_dict().items())
+    assert "the parent's weights go on unchanged (only_if_better=false" in report.summary
+    assert ("plain training of equal tokens does as well" in report.summary) is opens
 
 
 class StopAt:
@@ -201,7 +283,7 @@ def made_up(
 def test_the_work_is_training_and_a_third_of_the_measurements_forward_passes() -> None:
     overrides = [
         "out=x", "thought_length=4", "lookahead=2", "thoughts=3", "positions=5", "batch_rows=2", "length_tokens=40",
-        "mix={text: 1, reasoning: 1}", "measure.windows=6", "measure.positions=7",
+        "mix={text: 1, reasoning: 1}", "measure.windows=6", "measure.positions=7", "baseline=false",
     ]  # fmt: skip
     measured = 2 * 6 * (40 + 2 * (40 + 7 * 3 * (4 + 1 + 2))) / 3
     assert compose("quietstar", Config, [*overrides, "steps=0"]).work_tokens() == pytest.approx(
@@ -211,6 +293,9 @@ def test_the_work_is_training_and_a_third_of_the_measurements_forward_passes() -
     assert compose("quietstar", Config, [*overrides, "steps=10"]).work_tokens() == pytest.approx(
         10 * trained + measured
     )
+    plainly = 10 * 2 * 40 + 2 * 2 * 6 * 40 / 3
+    config = compose("quietstar", Config, [*overrides, "steps=10", "baseline=true"])
+    assert config.work_tokens() == pytest.approx(10 * trained + measured + plainly)
 
 
 def test_losses_after_a_thought_are_those_of_the_tokens_that_follow() -> None:

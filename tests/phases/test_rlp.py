@@ -279,7 +279,7 @@ def test_a_stopped_phase_run_again_ends_in_the_same_bytes(
 def test_the_work_counts_the_passes_of_the_slow_weights_and_of_the_behaviour() -> None:
     shape = [
         "thought_length=4", "lookahead=2", "thoughts=3", "positions=5", "batch_rows=2",
-        "length_tokens=40", "steps=10",
+        "length_tokens=40", "baseline=false", "steps=10",
     ]  # fmt: skip
     columns = 5 * 3 * 7
     measured = configured(*shape[:-1], "steps=0").work_tokens()

@@ -29,7 +29,7 @@ from agent_forge.learn.reward import (
     token_log_probs,
 )
 from agent_forge.phases import PhaseRun
-from agent_forge.phases.quietstar import Config
+from agent_forge.phases.quietstar import Config, task_thoughts
 from agent_forge.phases.quietstar.run import run
 
 TINY = [
@@ -201,6 +201,25 @@ def test_the_phase_compares_with_answers_alone_and_writes_a_plain_model(
     assert all(torch.equal(one[name], two[name]) for name in two)
     again = config_for(data_config, tmp_path / "again", tiny_checkpoint)
     assert forge(again, tiny_checkpoint).metrics == report.metrics
+
+
+@pytest.mark.parametrize(("over_control", "goes_on"), [(0.1, True), (0.0, False)])
+def test_the_result_goes_on_where_it_beats_the_parent_and_answers_alone(
+    over_control: float,
+    goes_on: bool,
+    data_config: DataConfig,
+    tiny_checkpoint: Checkpoint,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gains = iter([(0.2, 0.1), (0.2, over_control)])  # over the parent, then over the control
+    monkeypatch.setattr(task_thoughts.evaluate, "paired_gain", lambda *_, **__: next(gains))
+    config = config_for(data_config, tmp_path / "out", tiny_checkpoint)
+    report = forge(config, tiny_checkpoint)
+    parent, child = (models.load(path).state_dict() for path in (tiny_checkpoint.path, config.out))
+    assert any(not torch.equal(parent[name], child[name]) for name in parent) is goes_on
+    verdict = "The result goes on" if goes_on else "No gain over answers alone at equal training"
+    assert verdict in report.summary
 
 
 def test_shares_that_exclude_every_group_are_refused(

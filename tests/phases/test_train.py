@@ -29,7 +29,7 @@ from agent_forge.data.synthetic import reasoning
 from agent_forge.learn import StepRecord, TrainRequest, lm_loss, train
 from agent_forge.models.ternary import TernarySettings, ternarise
 from agent_forge.phases import PhaseRun
-from agent_forge.phases.train import Config, StageSteps, average, exponents, plain
+from agent_forge.phases.train import Config, StageSteps, choice, exponents, plain
 from agent_forge.phases.train import run as run_module
 from agent_forge.phases.train import stages as stages_module
 from agent_forge.phases.train.control import CombinedController, ExponentControl, Rollback
@@ -682,13 +682,13 @@ def test_the_average_stays_only_where_held_out_text_is_better(
     clean = {name: value.detach().clone() for name, value in good.named_parameters()}
     last = worse if better else clean
     if not better:
-        average.put(good, worse)
+        choice.put(good, worse)
     sources = plain_sources(config, tokenizer)
     bench = TrainBench(config, tokenizer, mixture(config, sources, config.mix, "bench"))
     out = Workspace(tmp_path / "out", phase="train", seed=0, config=config)
     phase = PhaseRun(config, [], out, EventLog(None, "train"))
-    row = average.choose(phase, bench, good, last)
-    assert row["kept"] == (average.AVERAGE if better else average.LAST_STEP)
+    row = choice.better_of(phase, bench, good, last)
+    assert row["kept"] == (choice.AVERAGE if better else choice.LAST_STEP)
     assert (row["gain"] > 0) is better
     assert all(torch.equal(value, clean[name]) for name, value in good.named_parameters())
 
@@ -820,7 +820,8 @@ def test_with_every_mechanism_off_the_ten_stages_are_plain_training(
     result = models.load(Path(written.outputs[0])).state_dict()
     assert all(torch.equal(result[name], value) for name, value in model.state_dict().items())
     assert [row["on"] for row in written.tables["stages"][1:]] == [False] * 10
-    assert "switched off" in written.summary
+    assert f"{plain.SKIPPED}: average, chaos, curriculum, dream, self model" in written.summary
+    assert "gain over the parent: text " in written.summary
 
 
 def test_the_baseline_of_a_steered_run_is_the_run_with_every_mechanism_off(
@@ -848,9 +849,8 @@ def test_the_baseline_of_a_steered_run_is_the_run_with_every_mechanism_off(
     for number, steered in enumerate(
         (ALL_ON, ["average=none", "self_model.weight=0.1"], ["average=uniform"])
     ):
-        config = small_config(
-            data_config, "optim.average_share=1.0", "measure.twin_steps=0", *steered
-        )
+        always = ["only_if_better=false", "optim.average_share=1.0", "measure.twin_steps=0"]
+        config = small_config(data_config, *always, *steered)
         report = go(config, tiny_checkpoint, tmp_path / str(number))
         if not config.only_averages():
             assert all(
@@ -869,10 +869,50 @@ def test_the_baseline_of_a_steered_run_is_the_run_with_every_mechanism_off(
     assert len(trained) == 2
 
 
+def test_mechanisms_that_do_not_beat_plain_training_do_not_go_on(
+    tiny_checkpoint: Checkpoint, data_config: DataConfig, tmp_path: Path
+) -> None:
+    """Noise of 50 times the gradient against the same steps without it."""
+    short = ["average=none", "measure.twin_steps=0", "measure.text_items=12", "steps.chaos_1=4"]
+    noise = ["chaos.enabled=true", "chaos.every_steps=1", "chaos.target_exponent=1000"]
+    off = go(small_config(data_config, *short), tiny_checkpoint, tmp_path / "off")
+    noisy = [*short, *noise, "chaos.max_noise=50"]
+    report = go(small_config(data_config, *noisy), tiny_checkpoint, tmp_path / "noisy")
+    (row,) = report.tables["the mechanisms against plain training (search split)"]
+    assert row["low"] <= 0
+    assert row["kept"] == choice.PLAIN
+    assert report.summary.endswith("; plain training was kept")
+    (text, _) = report.tables["against plain training of equal tokens"]
+    assert text["gain"] < 0
+    weights = [models.load(Path(one.outputs[0])).state_dict() for one in (off, report)]
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    assert report.metrics["text"] == off.metrics["text"]
+    forced = small_config(data_config, *noisy, "only_if_better=false")
+    steered = go(forced, tiny_checkpoint, tmp_path / "forced")
+    assert steered.summary.endswith("; the mechanisms were kept")
+    forced_weights = models.load(Path(steered.outputs[0])).state_dict()
+    assert any(not torch.equal(value, forced_weights[n]) for n, value in weights[0].items())
+
+
+def test_an_average_that_is_not_better_leaves_nothing_to_compare(
+    tiny_checkpoint: Checkpoint,
+    data_config: DataConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The last step is plain training itself, so it is not measured against itself."""
+    monkeypatch.setattr(choice.evaluate, "paired_gain", lambda *_, **__: (0.0, -0.1))
+    short = ["average=uniform", "measure.twin_steps=0", "steps.settle=8"]
+    report = go(small_config(data_config, *short), tiny_checkpoint, tmp_path)
+    assert report.baseline == plain.SAME_AS_LAST
+    assert "against plain training of equal tokens" not in report.tables
+    assert report.summary.endswith("; the last step was kept")
+
+
 def test_without_the_baseline_the_report_says_that_none_ran(
     tiny_checkpoint: Checkpoint, data_config: DataConfig, tmp_path: Path
 ) -> None:
-    short = ["baseline=false", "measure.twin_steps=0", "average=uniform"]
+    short = ["baseline=false", "measure.twin_steps=0", "average=uniform", "only_if_better=false"]
     config = small_config(data_config, *short, "steps.settle=8")
     report = go(config, tiny_checkpoint, tmp_path / "average")
     assert report.baseline == plain.NOT_RUN

@@ -32,20 +32,29 @@ class Chains:
         self.sees_prefix = places.sees_prefix()
         self.shape = self.sees_prefix.shape[:2]  # (B, M)
         self.place = places.followed()  # (B, M)
+        # One chain behind an unpadded prefix sees everything, so no mask has to be put together.
+        self.sees_all = self.shape[1] == 1 and bool(self.sees_prefix.all())
 
-    def feed(self, embeds: Tensor) -> CausalLMOutputWithPast:
-        """Append one column (B, M, H) to every chain.
+    def feed(self, *columns: Tensor, hidden: bool = False) -> CausalLMOutputWithPast:
+        """Append columns to every chain, step after step, in one forward pass.
 
-        Return the base's output for these columns.
+        columns: (B, M, H) each. hidden: whether the output has hidden states as well. Return the
+        base's output for these columns, (B, steps * M, ...).
         """
-        mask = layout.additive(layout.step_mask(self.sees_prefix, self.step), embeds.dtype)
-        self.step += 1
+        steps, dtype = len(columns), columns[0].dtype
+        if self.sees_all and steps == 1:
+            width = self.sees_prefix.shape[-1] + self.step + 1
+            mask = columns[0].new_zeros(self.shape[0], 1, 1, width)
+        else:
+            mask = layout.additive(layout.chains_mask(self.sees_prefix, self.step, steps), dtype)
+        later = [self.place + self.step + number for number in range(1, steps + 1)]
+        self.step += steps
         return self.base(  # type: ignore[no-any-return]
-            inputs_embeds=embeds,
+            inputs_embeds=torch.cat(columns, dim=1) if steps > 1 else columns[0],
             attention_mask=mask,
-            position_ids=self.place + self.step,
+            position_ids=torch.cat(later, dim=1),
             past_key_values=self.cache,
-            output_hidden_states=True,
+            output_hidden_states=hidden,
             use_cache=True,
             **self.context,
         )
@@ -56,22 +65,24 @@ class Chains:
         All tokens but the last are fed to the base.
         """
         embed = self.base.get_input_embeddings()
-        rows = torch.arange(self.shape[0], device=self.place.device)[:, None].expand(self.shape)
-        which = (
-            torch.arange(self.shape[1], device=self.place.device)
-            .remainder(self.thoughts)
-            .expand(self.shape)
-        )
-        column = self.start.expand(*self.shape, -1)
-        tokens = []
+        noise = self._noise(length, seed) if heat else None
+        start = self.start.expand(*self.shape, -1)
+        tokens: list[Tensor] = []
         for step in range(length):
-            logits = self.feed(column).logits
+            logits = self.feed(embed(tokens[-1]) if tokens else start).logits
             assert logits is not None
             tokens.append(
-                layout.draw(logits, layout.uniforms(seed, rows, self.place, step, which), heat)
+                logits.argmax(-1) if noise is None else layout.draw(logits, noise[step], heat)
             )
-            column = embed(tokens[-1])
         return torch.stack(tokens, dim=-1).unflatten(1, (self.places, self.thoughts))
+
+    def _noise(self, length: int, seed: int) -> Tensor:
+        """Return what the thoughts draw at every step, (L, B, M)."""
+        device = self.place.device
+        steps = torch.arange(length, device=device)[:, None, None]
+        rows = torch.arange(self.shape[0], device=device)[None, :, None]
+        which = torch.arange(self.shape[1], device=device).remainder(self.thoughts)
+        return layout.uniforms(seed, rows, self.place[None], steps, which)
 
 
 def croppable_length(cache: Any) -> int:

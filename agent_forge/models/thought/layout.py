@@ -69,24 +69,23 @@ class Places:
         return place.repeat_interleave(self.thoughts, dim=1)
 
 
-def step_mask(sees_prefix: Tensor, step: int) -> Tensor:
-    """Return the cache columns that one step's columns see, (B, M, T + (step + 1) * M) bool."""
+def chains_mask(sees_prefix: Tensor, first: int, steps: int) -> Tensor:
+    """Return what the columns of steps `first` to `first + steps - 1` see.
+
+    (B, steps * M, T + (first + steps) * M) bool: their prefix, and their own chain up to themselves.
+    """
     batch, chains, _ = sees_prefix.shape
-    itself = torch.eye(chains, dtype=torch.bool, device=sees_prefix.device).expand(
-        batch, chains, chains
-    )
-    return torch.cat([sees_prefix, *([itself] * (step + 1))], dim=-1)
+    order = torch.ones(steps, first + steps, dtype=torch.bool, device=sees_prefix.device)
+    itself = torch.eye(chains, dtype=torch.bool, device=sees_prefix.device)
+    own = torch.kron(order.tril(first), itself).expand(batch, -1, -1)
+    return torch.cat([sees_prefix.repeat(1, steps, 1), own], dim=-1)
 
 
 def whole_mask(attention_mask: Tensor, sees_prefix: Tensor, steps: int) -> Tensor:
     """Return the columns that prefix and all chains see, (B, T + S * M, T + S * M) bool."""
-    batch, chains, _ = sees_prefix.shape
+    chains = sees_prefix.shape[1]
     top = torch.nn.functional.pad(prefix_mask(attention_mask), (0, steps * chains))
-    order = torch.ones(steps, steps, dtype=torch.bool, device=sees_prefix.device).tril()
-    itself = torch.eye(chains, dtype=torch.bool, device=sees_prefix.device)
-    own = torch.kron(order, itself).expand(batch, -1, -1)
-    bottom = torch.cat([sees_prefix.repeat(1, steps, 1), own], dim=-1)
-    return torch.cat([top, bottom], dim=1)
+    return torch.cat([top, chains_mask(sees_prefix, 0, steps)], dim=1)
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -95,14 +94,16 @@ def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return hidden.masked_fill_(~mask, torch.finfo(dtype).min)[:, None]
 
 
-def uniforms(seed: int, rows: Tensor, positions: Tensor, step: int, thoughts: Tensor) -> Tensor:
+def uniforms(
+    seed: int, rows: Tensor, positions: Tensor, steps: Tensor | int, thoughts: Tensor
+) -> Tensor:
     """Return numbers in [0, 1), float64, fixed by (seed, row, position, step, thought).
 
     The index tensors broadcast. A counter-based hash (SplitMix64, Steele et al. 2014) replaces a
     random stream, so that a thought draws the same noise alone, in another order or beside others.
     """
     state = torch.full((), seed, dtype=torch.int64, device=rows.device)
-    for index in (rows, positions, torch.full_like(rows, step), thoughts):
+    for index in (rows, positions, torch.as_tensor(steps, device=rows.device), thoughts):
         state = _splitmix(state + (index.to(torch.int64) + 1) * _GOLDEN)
     return _shift(state, 11).to(torch.float64) / 2.0**53
 

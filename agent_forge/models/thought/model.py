@@ -361,8 +361,8 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
         """Generate as any model does, thinking before each token whose entropy passes the gate.
 
         thought_seed: seed of the sampled thoughts. thought_budget: as in ThoughtConfig, whose value
-        holds where it is None. A row costs one forward pass per token, and thought_length + 2 more
-        per position that it thinks at.
+        holds where it is None. A row costs one forward pass per token, and thought_length + 1 more
+        per position that it thinks at: the thought's last token and its end share one.
         Raises ConfigError for assisted decoding, which checks several tokens in one forward, while
         a thought follows a single one.
         """
@@ -439,19 +439,20 @@ class ThoughtForCausalLM(PreTrainedModel, GenerationMixin):
         )
         if self.keeps_thoughts and bool(opened[0]):
             self._kept.append(tokens[0, 0])  # (N, L)
-        chains.feed(self.base.get_input_embeddings()(tokens[..., -1].flatten(1)))
-        after = chains.feed(self.end.expand(*chains.shape, -1))
+        last = self.base.get_input_embeddings()(tokens[..., -1].flatten(1))
+        after = chains.feed(last, self.end.expand(*chains.shape, -1), hidden=True)
         assert after.logits is not None
         assert after.hidden_states is not None
         cache.crop(held - cache.get_seq_length())
-        h_thought = after.hidden_states[-1]
+        ends = slice(chains.shape[1], None)  # the columns after the thought's last tokens
+        h_thought = after.hidden_states[-1][:, ends]
         h_base = outputs.hidden_states[-1][:, -1:].expand_as(h_thought)
-        mixed = mix(logits[:, None], after.logits, self.mixing(h_base, h_thought))
+        mixed = mix(logits[:, None], after.logits[:, ends], self.mixing(h_base, h_thought))
         mean = (
             mixed[:, 0] if self.config.thoughts == 1 else logits + (mixed - logits[:, None]).mean(1)
         )
-        last = torch.where(opened[:, None], mean, logits)
-        outputs.logits = torch.cat([outputs.logits[:, :-1], last[:, None]], dim=1)
+        chosen = torch.where(opened[:, None], mean, logits)
+        outputs.logits = torch.cat([outputs.logits[:, :-1], chosen[:, None]], dim=1)
         return outputs
 
     def _within_budget(self, opened: Tensor) -> Tensor:

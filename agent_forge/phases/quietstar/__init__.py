@@ -4,7 +4,8 @@ Objective `quiet_star`: a thought is sampled at many positions at once, the true
 without it, and the model learns from both: cross-entropy of the base, cross-entropy of the mixture,
 and REINFORCE on the thought's tokens with the other thoughts of the same position as its baseline.
 The gate of generate() is set from held-out tokens: it opens at the entropies where thinking lowers
-the loss beyond chance, and stays shut when there are none. Source: Quiet-STaR, arXiv:2403.09629;
+the loss beyond chance, and stays shut when there are none. Then, and where plain training of equal
+tokens does as well, the parent goes on unchanged. Source: Quiet-STaR, arXiv:2403.09629;
 leave-one-out baseline as in Kool et al. 2019, "Buy 4 REINFORCE samples". Reads sources[0], any
 Hugging Face causal LM with full attention. Writes the thinking model around it (model type
 "thought").
@@ -113,6 +114,8 @@ class Config(PhaseConfig):
     base_lr: LearningRate
     group_clip_norm: Weight
     gate_shares: list[PositiveShare]
+    only_if_better: bool
+    baseline: bool
     optim: OptimConfig
     rlp: RlpConfig
     task: TaskConfig
@@ -146,8 +149,13 @@ class Config(PhaseConfig):
         again = 0.0  # forward passes without a gradient: of the EMA, and of what samples
         if self.objective == "rlp":
             again = self.length_tokens + (self.rlp.updates > 1) * (self.length_tokens + columns)
+        plainly = 0.0
+        if self.baseline and self.base_lr and self.steps:
+            plainly = self.steps * self.batch_rows * self.length_tokens
+            passes += 2 * kinds * self.measure.windows * self.length_tokens
         return (
             self.steps * self.batch_rows * (self.length_tokens + (columns * 4 + again) / 3)
+            + plainly
             + passes / 3
         )
 

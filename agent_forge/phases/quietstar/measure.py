@@ -195,15 +195,47 @@ def choose_gate(
     return best, rows
 
 
+def over_plain(
+    record: Mapping[str, Tensor],
+    plain: Mapping[str, Tensor],
+    kinds: Sequence[str],
+    gate: float | None,
+    config: Config,
+) -> dict[str, Any]:
+    """Return the gain in nats per token over plain training, of thinking where the gate opens.
+
+    plain: kind -> losses of the plainly trained parent at the same tokens, (windows, positions).
+    """
+    base, mixed, entropy = (stacked(record, kinds, name) for name in ("base", "mixed", "entropy"))
+    opens = np.zeros(base.shape, bool) if gate is None else np.nan_to_num(entropy) >= gate
+    theirs = np.concatenate([plain[kind].numpy() for kind in kinds])
+    gain = theirs - np.where(opens, mixed, base)
+    return interval(gain, ~np.isnan(base), config.measure.samples, config.seed)
+
+
+def over_plain_words(gain: Mapping[str, Any]) -> str:
+    """Return a gain over plain training in the words of a report."""
+    return (
+        "gain over plain training of equal tokens, thinking where the gate opens: "
+        f"{gain['value']:+.4f} [{gain['low']:+.4f}, {gain['high']:+.4f}] nats per token "
+        f"(n={gain['n']})"
+    )
+
+
 def by_decile(
-    record: Mapping[str, Tensor], kinds: Sequence[str], config: Config
+    record: Mapping[str, Tensor],
+    kinds: Sequence[str],
+    config: Config,
+    plain: Mapping[str, Tensor] | None = None,
 ) -> list[dict[str, Any]]:
     """Return a table of the gain of thinking in each tenth of the tokens.
 
-    Tenths go from the tokens that are easiest for the base to the hardest.
+    Tenths go from the tokens that are easiest for the base to the hardest. plain: as `over_plain`
+    takes it; then the gain of thinking everywhere over plain training stands there too.
     """
     base, mixed, weight = (stacked(record, kinds, name) for name in ("base", "mixed", "weight"))
     real = ~np.isnan(base)
+    theirs = None if plain is None else np.concatenate([plain[kind].numpy() for kind in kinds])
     borders = np.quantile(base[real], np.linspace(0, 1, DECILES + 1))
     rows = []
     for tenth in range(DECILES):
@@ -220,4 +252,10 @@ def by_decile(
                 "mixing weight": interval(weight, chosen, 1, 0)["value"],
             }
         )  # fmt: skip
+        if theirs is not None:
+            over = interval(theirs - mixed, chosen, config.measure.samples, config.seed)
+            rows[-1] |= {
+                "gain over plain": over["value"], "plain low": over["low"],
+                "plain high": over["high"],
+            }  # fmt: skip
     return rows

@@ -2,7 +2,7 @@
 then write the model and report.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from agent_forge.phases import PhaseRun
 from agent_forge.phases.quietstar import Config, measure, rlp, task_thoughts
 from agent_forge.phases.quietstar.objective import QuietStarLoss
 
-STAGE = "think"
+STAGE, PLAIN = "think", "plain"
 TRAIN_ROWS = 4000  # generated rows per kind of data
 SHOWN_CONTEXT_TOKENS = 12
 # Settings that must not change while training is resumed.
@@ -50,6 +50,7 @@ def run(phase: PhaseRun[Config]) -> Report:
         "parent",
         lambda: measure.base_losses(model, windows["validation"], config.batch_rows, device),
     )
+    plain = _plain_losses(phase, kinds, windows)
     records = _train(phase, model, kinds)
     model.eval()
 
@@ -63,17 +64,80 @@ def run(phase: PhaseRun[Config]) -> Report:
     gate, gate_table = measure.choose_gate(measured["search"], kinds, config)
     model.config.gate_entropy_nats = gate
     report = _report(config, measured["validation"], parent, kinds, gate, records)
+    gains = {
+        split: measure.over_plain(measured[split], losses, kinds, gate, config)
+        for split, losses in plain.items()
+    }
+    if gains:
+        report.metrics["gain_over_plain_nats"] = gains["validation"]
+        report.baseline = measure.over_plain_words(gains["validation"])
+        report.tables["by difficulty"] = measure.by_decile(
+            measured["validation"], kinds, config, plain["validation"]
+        )
+    reason = _why_not(config, gate, gains.get("search"))
+    if reason:
+        report.summary += f" {reason}"
     report.tables["when the gate may open (search split)"] = gate_table
     report.samples = _samples(phase, measured["validation"], windows["validation"], kinds)
-    deployable = models.deployable_bytes(model)
+    chosen = models.load(phase.sources[0]) if reason else model
     written = out.write(
-        lambda directory: models.save(model, phase.tokenizer, directory),
+        lambda directory: models.save(chosen, phase.tokenizer, directory),
         metrics=report.metrics,
-        deployable_bytes=deployable,
+        deployable_bytes=models.deployable_bytes(chosen),
     )
     phase.events.metrics("thinking", report.metrics)
     report.outputs = [str(written.path)]
     return report
+
+
+def _why_not(config: Config, gate: float | None, gain: dict[str, Any] | None) -> str:
+    """Return why the parent goes on in the place of the thinking model; "" where the latter does.
+
+    gain: over plain training, on the search split; None where that did not run.
+    """
+    if not config.only_if_better:
+        return ""
+    if gate is None:
+        return (
+            "So this phase is skipped: the parent's weights go on unchanged (only_if_better=false "
+            "keeps the thinking model)."
+        )
+    if gain is not None and gain["low"] <= 0:
+        return (
+            "But plain training of equal tokens does as well, so the parent's weights go on "
+            "unchanged (only_if_better=false keeps the thinking model)."
+        )
+    return ""
+
+
+def _plain_losses(
+    phase: PhaseRun[Config], kinds: list[str], windows: dict[str, dict[str, dict[str, Tensor]]]
+) -> dict[str, dict[str, Tensor]]:
+    """Return split -> losses of the parent trained on the same windows without thoughts.
+
+    Nothing without a baseline, and where the base is frozen: then the parent is that baseline.
+    """
+    config, out = phase.config, phase.out
+    if not config.baseline or not config.base_lr or not config.steps:
+        return {}
+    model = models.load(phase.sources[0], device=phase.device)
+    optim = replace(config.optim, lr=config.base_lr, clip_norm=config.group_clip_norm)
+    learn.train(
+        model,
+        learn.TrainRequest(
+            batches=_batches(phase, kinds), loss_fn=learn.lm_loss, stage=PLAIN, steps=config.steps,
+            optim=optim, out=out, events=phase.events, seed=config.seed, device=phase.device,
+            dtype=phase.dtype,
+        ),
+    )  # fmt: skip
+    model.eval()
+    return {
+        split: out.remember_tensors(
+            f"plain-{split}",
+            partial(measure.base_losses, model, batches, config.batch_rows, phase.device),
+        )
+        for split, batches in windows.items()
+    }
 
 
 def _wrapped(phase: PhaseRun[Config]) -> ThoughtForCausalLM:
@@ -131,12 +195,8 @@ def _train(
         groups.append({"params": base, "lr_scale": config.base_lr / config.optim.lr})
     else:
         model.base.requires_grad_(False)
-    mixture = data.Mixture(
-        _sources(phase, kinds, "train"), config.mix, rows=config.batch_rows,
-        length_tokens=config.length_tokens, seed=config.seed, name="quietstar",
-    )  # fmt: skip
     request = learn.TrainRequest(
-        batches=mixture,
+        batches=_batches(phase, kinds),
         loss_fn=QuietStarLoss(config, [group["params"] for group in groups]),
         stage=STAGE,
         steps=config.steps,
@@ -151,7 +211,6 @@ def _train(
     )
     if config.objective == "quiet_star":
         return learn.train(model, request)
-    request.batches = rlp.Repeated(mixture, config.rlp.updates)
     request.loss_fn = rlp.RlpLoss(config, [group["params"] for group in groups])
     request.on_step = rlp.Follow(config)
     request.settings = {**request.settings, **asdict(config.rlp)}
@@ -160,6 +219,16 @@ def _train(
         return learn.train(model, request)
     finally:
         rlp.forget(model)
+
+
+def _batches(phase: PhaseRun[Config], kinds: list[str]) -> learn.Batches:
+    """Return the windows that are trained on."""
+    config = phase.config
+    mixture = data.Mixture(
+        _sources(phase, kinds, "train"), config.mix, rows=config.batch_rows,
+        length_tokens=config.length_tokens, seed=config.seed, name="quietstar",
+    )  # fmt: skip
+    return rlp.Repeated(mixture, config.rlp.updates) if config.objective == "rlp" else mixture
 
 
 def _report(

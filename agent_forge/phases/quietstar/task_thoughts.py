@@ -3,8 +3,8 @@
 For models under a billion parameters, which gain nothing from thoughts at every position: first
 rationales between tags are learned as any answer is, then the model's own replies are reinforced by
 whether their answers are right. A control learns the same questions and answers without rationales,
-in as many tokens. The result goes on only where it answers more questions than the parent, beyond
-chance; else the parent's weights do, and the report says so. Reads sources[0], writes a model of its
+in as many tokens. The result goes on only where it answers more questions than the parent and than
+the control, beyond chance; else the parent's weights do, and the report says so. Reads sources[0], writes a model of its
 kind.
 """
 
@@ -30,6 +30,7 @@ from agent_forge.phases.quietstar import Config
 TASK = "rationales"
 SPLIT = "validation"
 CONTROL, SHOWN, REINFORCED = "answers alone", "rationales", "reinforced"
+_IN_WORDS = {"parent": "the parent", CONTROL: "answers alone at equal training tokens"}
 
 
 @dataclass(slots=True)
@@ -55,14 +56,17 @@ def run(phase: PhaseRun[Config]) -> Report:
         )
     model = copy.deepcopy(parent)
     trained = _trained(phase, parent, model)
-    last = list(trained.scores)[-1]
-    samples = phase.config.measure.samples
-    gain, low = evaluate.paired_gain(
-        trained.scores["parent"], trained.scores[last], samples=samples, seed=phase.config.seed
-    )
-    report = _report(phase, trained, gain, low)
+    gains = _gains(phase, trained.scores)
+    report = _report(trained, gains)
     report.samples = _samples(phase, model)
-    chosen = model if low > 0 else parent
+    missing = [name for name, gain in gains.items() if gain["low"] <= 0]
+    if phase.config.only_if_better and missing:
+        names = " and over ".join(_IN_WORDS[name] for name in missing)
+        report.summary += f" No gain over {names} is shown, so the parent's weights go on."
+        chosen = parent
+    else:
+        report.summary += " The result goes on."
+        chosen = model
     written = phase.out.write(
         lambda directory: models.save(chosen, phase.tokenizer, directory),
         metrics=report.metrics,
@@ -71,6 +75,19 @@ def run(phase: PhaseRun[Config]) -> Report:
     phase.events.metrics("thinking", report.metrics)
     report.outputs = [str(written.path)]
     return report
+
+
+def _gains(phase: PhaseRun[Config], scores: dict[str, Scores]) -> dict[str, dict[str, Any]]:
+    """Return the gain of the last stage over the parent, and over the control where it ran."""
+    last = scores[list(scores)[-1]]
+    gains = {}
+    for name in ("parent", CONTROL):
+        if name in scores:
+            value, low = evaluate.paired_gain(
+                scores[name], last, samples=phase.config.measure.samples, seed=phase.config.seed
+            )
+            gains[name] = {"value": value, "low": low, "n": last.n}
+    return gains
 
 
 def _trained(
@@ -157,40 +174,34 @@ def _train(
     )  # fmt: skip
 
 
-def _report(phase: PhaseRun[Config], trained: TaskStages, gain: float, low: float) -> Report:
+def _report(trained: TaskStages, gains: dict[str, dict[str, Any]]) -> Report:
     """Return what rationales and reinforcement brought, stage by stage and kind by kind."""
-    config, scores = phase.config, trained.scores
+    scores = trained.scores
     last = list(scores)[-1]
     metrics: dict[str, Any] = {
         f"right_{name.replace(' ', '_')}": one.as_metric() for name, one in scores.items()
     }
-    metrics["gain_over_parent"] = {"value": gain, "low": low, "n": scores[last].n}
+    metrics["gain_over_parent"] = gains["parent"]
     baseline = "none ran: task.control=true trains on answers alone, in as many tokens"
-    if CONTROL in scores:
-        over, over_low = evaluate.paired_gain(
-            scores[CONTROL], scores[last], samples=config.measure.samples, seed=config.seed
-        )
-        metrics["gain_over_control"] = {"value": over, "low": over_low, "n": scores[last].n}
+    if CONTROL in gains:
+        metrics["gain_over_control"] = over = gains[CONTROL]
         baseline = (
-            f"against the same questions without rationales at equal training tokens: {over:+.3f} "
-            f"(at least {over_low:+.3f}, n={scores[last].n}); a reply with a thought is longer"
+            "against the same questions without rationales at equal training tokens: "
+            f"{over['value']:+.3f} (at least {over['low']:+.3f}, n={over['n']}); a reply with a "
+            "thought is longer"
         )
     if trained.records:
         tenth = trained.records[-max(len(trained.records) // 10, 1) :]
         metrics["reward_last_steps"] = sum(one.metrics["reward"] for one in tenth) / len(tenth)
         metrics["kl_last_steps_nats"] = sum(one.metrics["kl_nats"] for one in tenth) / len(tenth)
     shares = ", ".join(f"{name} {one.mean:.3f}" for name, one in scores.items())
-    verdict = (
-        "The result goes on." if low > 0
-        else "No gain over the parent is shown, so the parent's weights go on."
-    )  # fmt: skip
     rows = [
         {"stage": name, "kind": kind, "right": round(figures["value"], 4), "n": figures["n"]}
         for name, one in scores.items()
         for kind, figures in one.by_kind().items()
     ]
     return Report(
-        summary=f"Right answers: {shares} (n={scores[last].n}). {verdict}", outputs=[],
+        summary=f"Right answers: {shares} (n={scores[last].n}).", outputs=[],
         metrics=metrics, tables={"right answers by kind of question (validation)": rows},
         baseline=baseline,
     )  # fmt: skip

@@ -5,8 +5,9 @@ Stages 1-3 adapt it to the data (curriculum by measured success), 4-6 inject noi
 models its own activations, and 10, half of the steps, cools down and averages. Rows of what the
 model learned before can be replayed in every stage; dreams are the same with the model's own text
 in the place of real rows. Every mechanism has a switch of its own; what no run of ours has shown to
-gain is off in conf/train.yaml, and its stages are then plain training with the same telemetry. A
-run that diverges goes back to kept weights. Sources: arXiv:2603.04964 (replay), arXiv:2504.03380
+gain is off in conf/train.yaml, and its stages are then plain training with the same telemetry. What
+is on goes on only where it beats plain training of equal tokens. A run that diverges goes back to
+kept weights. Sources: arXiv:2603.04964 (replay), arXiv:2504.03380
 (success-rate curriculum), arXiv:2407.10188 (self-modelling), arXiv:2404.06395 (warm-up, stable,
 decay), Benettin et al. 1980 (renormalised tangent vectors). Reads sources[0], any
 Hugging Face causal LM (thinking or ternary ones too). Writes the trained model.
@@ -169,7 +170,7 @@ class Config(PhaseConfig):
     self_model: SelfModelConfig
     average: Annotated[str, OneOf(AVERAGES)]
     average_decay: Share
-    average_if_better: bool
+    only_if_better: bool
     measure: MeasureConfig
     baseline: bool
 

@@ -22,6 +22,13 @@ from agent_forge.phases.train.stages import mixture, stage_optim
 SAMPLES = 1000  # bootstrap resamples of a gain
 ONE_SIDED = 0.975  # two bounds of this confidence make an interval of 95%
 SAME = "the same run: no mechanism is on, so this phase is plain training"
+SAME_AS_LAST = (
+    "the same run: the average was not better than the last step, so this phase is plain training"
+)
+SKIPPED = (
+    "skipped, because no run has shown a gain of theirs over plain training of equal tokens "
+    "(their settings switch them on)"
+)
 NOT_RUN = "none ran: plain training from the same parent is off (baseline=true runs it)"
 
 
@@ -86,8 +93,13 @@ def compared(ours: dict[str, Any], plain: dict[str, Any], seed: int) -> list[dic
 
 def phrase(rows: list[dict[str, Any]]) -> str:
     """Return the gains over plain training in one line."""
-    gains = [
+    return f"gain over plain training of equal tokens: {gains(rows)}"
+
+
+def gains(rows: list[dict[str, Any]]) -> str:
+    """Return the gain of each task with its interval."""
+    parts = [
         f"{row['task']} {row['gain']:+.4f} [{row['low']:+.4f}, {row['high']:+.4f}] {row['metric']} (n={row['n']})"
         for row in rows
     ]
-    return f"gain over plain training of equal tokens: {'; '.join(gains)}"
+    return "; ".join(parts)

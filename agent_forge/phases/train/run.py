@@ -2,8 +2,11 @@
 
 import copy
 import math
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+
+from torch import Tensor
 
 from agent_forge import evaluate, models
 from agent_forge.config import Report
@@ -12,7 +15,7 @@ from agent_forge.core.seeds import seed_for
 from agent_forge.data import sets
 from agent_forge.learn import StepRecord, TrainRequest, last_weights, train
 from agent_forge.phases import PhaseRun
-from agent_forge.phases.train import STAGES, Config, average, plain
+from agent_forge.phases.train import STAGES, Config, choice, plain
 from agent_forge.phases.train.control import Rollback
 from agent_forge.phases.train.measure import TrainBench, scores_of
 from agent_forge.phases.train.stages import (
@@ -48,10 +51,10 @@ def run(phase: PhaseRun[Config]) -> Report:
     before = out.remember("measured-start", lambda: bench.everything(model, "start"))
     rows = [_row("start", before, {})]
     measured = before
-    steered = config.steered_stages()
+    steered = [] if config.only_averages() else config.steered_stages()
     unsteered: Any = None
     for stage in stages:
-        if config.baseline and not config.only_averages() and [stage] == steered[:1]:
+        if config.baseline and [stage] == steered[:1]:
             unsteered = copy.deepcopy(model)
         plan = planner.plan(stage, model)
         records = _train_stage(phase, plan, stage, model)
@@ -60,30 +63,87 @@ def run(phase: PhaseRun[Config]) -> Report:
         phase.events.metrics(
             stage, {key: value for key, value in rows[-1].items() if value is not None}
         )
+    ending = _Ending(measured=measured, rows=rows, baseline=plain.SAME)
     last = last_weights(out, stages[-1], phase.events) if config.is_on("average") else {}
-    if config.only_averages() and not last:
-        steered = []  # The stage is too short for an average, so all of it is plain training.
-    elif config.baseline and config.only_averages():
-        unsteered = copy.deepcopy(model)
-        average.put(unsteered, last)
-    elif unsteered is not None:
-        plain.train_plainly(phase, unsteered, kinds)
-    choice = average.choose(phase, bench, model, last) if last else None
-    if choice and choice["kept"] == average.LAST_STEP:
-        measured = out.remember("measured-last", partial(bench.everything, model, stages[-1]))
-        rows.append(_row("last step", measured, {"mechanism": "average", "on": False}))
-    beside: list[dict[str, Any]] = []
+    if last:
+        _choose_average(phase, bench, model, last, ending)
     if unsteered is not None:
-        scores = out.remember("measured-plain", lambda: bench.scores(unsteered))
-        beside = plain.compared(measured["scores"], scores, config.seed)
-    report = _write(phase, model, before, measured, rows)
-    if choice:
-        report.tables["the average against the last step (search split)"] = [choice]
-        report.summary += f"; {choice['kept']} was kept"
-    if beside:
-        report.tables["against plain training of equal tokens"] = beside
-    report.baseline = plain.phrase(beside) if beside else plain.NOT_RUN if steered else plain.SAME
+        plain.train_plainly(phase, unsteered, kinds)
+        _choose_mechanisms(phase, bench, model, unsteered, ending)
+    elif steered:
+        ending.baseline = plain.NOT_RUN
+    report = _write(phase, model, before, ending.measured, rows)
+    report.tables |= ending.tables
+    report.summary += "".join(
+        f"; {name} {'were' if name == choice.STEERED else 'was'} kept" for name in ending.kept
+    )
+    report.baseline = ending.baseline
     return report
+
+
+@dataclass(slots=True, kw_only=True)
+class _Ending:
+    """What goes on after the last stage.
+
+    measured: its figures. rows: of the table of stages. kept: what each choice came to.
+    """
+
+    measured: dict[str, Any]
+    rows: list[dict[str, Any]]
+    baseline: str
+    kept: list[str] = field(default_factory=list)
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def compare(self, plainly: dict[str, Any], seed: int) -> None:
+        """Note the gain over plain training, whose scores are `plainly`."""
+        beside = plain.compared(self.measured["scores"], plainly, seed)
+        self.tables["against plain training of equal tokens"] = beside
+        self.baseline = plain.phrase(beside)
+
+
+def _choose_average(
+    phase: PhaseRun[Config], bench: TrainBench, model: Any, last: dict[str, Tensor], ending: _Ending
+) -> None:
+    """Leave the average in the model, or the weights `last` of the last step.
+
+    Where no other mechanism is on, the weights of the last step are the plain run as well.
+    """
+    config, stage = phase.config, phase.config.taken_stages()[-1]
+    averaged = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    row = choice.better_of(phase, bench, model, last)
+    ending.kept.append(row["kept"])
+    ending.tables["the average against the last step (search split)"] = [row]
+    if row["kept"] == choice.LAST_STEP:
+        ending.measured = phase.out.remember(
+            "measured-last", partial(bench.everything, model, stage)
+        )
+        ending.rows.append(
+            _row("last step", ending.measured, {"mechanism": "average", "on": False})
+        )
+        ending.baseline = plain.SAME_AS_LAST
+    elif not config.baseline:
+        ending.baseline = plain.NOT_RUN
+    elif config.only_averages():
+        choice.put(model, last)
+        ending.compare(
+            phase.out.remember("measured-plain", lambda: bench.scores(model)), config.seed
+        )
+        choice.put(model, averaged)
+
+
+def _choose_mechanisms(
+    phase: PhaseRun[Config], bench: TrainBench, model: Any, unsteered: Any, ending: _Ending
+) -> None:
+    """Leave the steered weights in the model, or those of `unsteered`, trained plainly."""
+    measured = phase.out.remember("measured-plain", partial(bench.everything, unsteered, "plain"))
+    ending.compare(measured["scores"], phase.config.seed)
+    names = (choice.STEERED, choice.PLAIN)
+    row = choice.better_of(phase, bench, model, dict(unsteered.named_parameters()), names)
+    ending.kept.append(row["kept"])
+    ending.tables["the mechanisms against plain training (search split)"] = [row]
+    if row["kept"] == choice.PLAIN:
+        ending.measured = measured
+        ending.rows.append(_row(choice.PLAIN, measured, {"on": False}))
 
 
 def _train_stage(
@@ -188,10 +248,14 @@ def _write(
         deployable_bytes=models.deployable_bytes(model),
     )
     steps = sum(row["steps"] for row in rows)
-    off = sorted({row["mechanism"].replace("_", " ") for row in rows[1:] if not row["on"]})
-    summary = f"{steps} steps in {len(rows) - 1} stages; {'; '.join(task_changes)}"
+    gains = plain.gains(plain.compared(after["scores"], before["scores"], phase.config.seed))
+    summary = (
+        f"{steps} steps in {len(phase.config.taken_stages())} stages; {'; '.join(task_changes)}; "
+        f"gain over the parent: {gains}"
+    )
+    off = sorted({row["mechanism"].replace("_", " ") for row in rows[1:] if not row["on"]} - {""})
     if off:
-        summary += f"; switched off, so plain training in their stages: {', '.join(off)}"
+        summary += f"; {plain.SKIPPED}: {', '.join(off)}"
     return Report(
         summary=summary, outputs=[str(written.path)], metrics=metrics, tables={"stages": rows}
     )

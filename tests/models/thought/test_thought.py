@@ -251,9 +251,12 @@ def test_forward_is_the_base_bit_for_bit() -> None:
     assert torch.equal(model.training_loss(ids, ids)[0], base(ids, labels=ids).loss)
 
 
+@pytest.mark.parametrize("thoughts", [1, 2])
 @pytest.mark.parametrize("left", [0, 2])
-def test_generation_mixes_the_same_thoughts_that_parallel_thinking_does(left: int) -> None:
-    model = random_head(thinker())
+def test_generation_mixes_the_same_thoughts_that_parallel_thinking_does(
+    left: int, thoughts: int
+) -> None:
+    model = random_head(thinker(thoughts=thoughts))
     prompt = torch.tensor([[0] * left + [7, 8, 9], [20, 21, 22][:1] * left + [20, 21, 22]])
     mask = torch.ones_like(prompt)
     mask[0, :left] = 0
@@ -270,9 +273,8 @@ def test_generation_mixes_the_same_thoughts_that_parallel_thinking_does(left: in
     with torch.no_grad():
         actual = model.think(out.sequences, whole, seed=6)
     for step, logits in enumerate(out.logits):
-        torch.testing.assert_close(
-            logits, actual.mixed_logits()[:, prompt.shape[1] - 1 + step, 0, 0], rtol=1e-5, atol=1e-5
-        )
+        expected = actual.mixed_logits()[:, prompt.shape[1] - 1 + step, :, 0].mean(1)
+        torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_gate_decides_row_by_row_from_the_base_entropy() -> None:
@@ -301,7 +303,9 @@ def test_the_gate_decides_row_by_row_from_the_base_entropy() -> None:
 def test_forward_passes_per_token_are_the_formula_within_the_budget(
     budget: int | None, thought_at: int
 ) -> None:
-    """One per token, and start, thought and end for each position that is thought at."""
+    """One per token, and for each position that is thought at one for the start and each token of
+    the thought; the end comes with the last of them.
+    """
     model = thinker(weight=1.0)
     passes: list[int] = []
     model.base.register_forward_hook(lambda *_: passes.append(1))
@@ -310,7 +314,7 @@ def test_forward_passes_per_token_are_the_formula_within_the_budget(
     model._require_masks()
     passes.clear()
     out = model.generate(ids, max_new_tokens=6, thought_budget=budget, **settings)
-    assert len(passes) == 6 + thought_at * (model.config.thought_length + 2)
+    assert len(passes) == 6 + thought_at * (model.config.thought_length + 1)
     model.config.thought_budget = budget
     assert torch.equal(model.generate(ids, max_new_tokens=6, **settings), out)
     if budget == 0:
