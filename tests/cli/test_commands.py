@@ -59,7 +59,7 @@ def test_every_subcommand_has_help_and_is_in_the_overview(cli: Cli, name: str) -
     assert name in overview.stdout
     assert f"Usage: forge {name} " in result.stdout
     if name in PHASES:
-        assert phases()[name].summary.split()[0] in result.stdout
+        assert phases()[name].summary.split()[0].capitalize() in result.stdout
         for option in ("--config", "--multirun", "--dry-run", "--no-resume", "--json", "--verbose"):
             assert option in result.stdout
 

@@ -18,7 +18,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a copy of the package with a phase, a task and a codec that do not import."""
     root = tmp_path_factory.mktemp("tree")
     shutil.copytree(
-        PACKAGE, root / "agent_forge", ignore=shutil.ignore_patterns("__pycache__", "conf")
+        PACKAGE,
+        root / "agent_forge",
+        ignore=shutil.ignore_patterns("__pycache__", "conf", "node_modules"),
     )
     shutil.copytree(PACKAGE / "conf", root / "agent_forge" / "conf")
     room = root / "agent_forge" / "phases" / "polish"

@@ -40,7 +40,7 @@ def project(
 ) -> Path:  # fmt: skip
     """Return a copy of the project with two small models in outputs/, and little text."""
     tree = tmp_path / "project"
-    skip = shutil.ignore_patterns("__pycache__", "conf")
+    skip = shutil.ignore_patterns("__pycache__", "conf", "node_modules")
     shutil.copytree(ROOT / "agent_forge", tree / "agent_forge", ignore=skip)
     shutil.copytree(ROOT / "conf", tree / "conf")
     (tree / "agent_forge" / "conf").symlink_to(tree / "conf")

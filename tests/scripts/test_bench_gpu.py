@@ -127,7 +127,7 @@ def test_it_runs_from_a_folder_that_nothing_installed(tmp_path: Path) -> None:
             ROOT / name,
             unpacked / name,
             symlinks=True,
-            ignore=shutil.ignore_patterns("__pycache__"),
+            ignore=shutil.ignore_patterns("__pycache__", "node_modules"),
         )
     packages = str(Path(pytest.__file__).parent.parent)
     python = getattr(sys, "_base_executable", sys.executable)

@@ -225,13 +225,16 @@ function Estimates({ answer }: { answer: Validation }) {
         {rows[0] ? `, on ${rows[0].device}` : ""}. <span className="quiet">These are estimates, good to a factor of two.</span>
       </p>
       {rows.length > 1 ? (
-        <Table
-          label="Estimates" head={["Phase", "Time", "Memory", "Disk", "Parameters"]}
-          rows={rows.map((one) => ({
-            key: one.phase,
-            cells: [phaseName(one.phase), seconds(one.seconds), bytes(one.memory_bytes), bytes(one.disk_bytes), count(one.parameters)],
-          }))}
-        />
+        <details>
+          <summary>By phase</summary>
+          <Table
+            label="Estimates" head={["Phase", "Time", "Memory", "Disk", "Parameters"]}
+            rows={rows.map((one) => ({
+              key: one.phase,
+              cells: [phaseName(one.phase), seconds(one.seconds), bytes(one.memory_bytes), bytes(one.disk_bytes), count(one.parameters)],
+            }))}
+          />
+        </details>
       ) : null}
       {rows.flatMap((one) => one.notes).map((note) => <p key={note} className="warning">{note}</p>)}
     </div>

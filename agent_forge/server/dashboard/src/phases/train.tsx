@@ -22,7 +22,7 @@ export function TrainView({ series, report }: ViewProps) {
         <figure>
           <Scatter
             label="Bits per byte after each stage" xLabel="stage" yLabel="bits per byte, lower is better"
-            dots={measured.map((row, index) => ({ x: index, y: figure(row, "bits per byte") ?? 0, name: text(row, "stage"), look: "front" }))}
+            dots={measured.map((row, index) => ({ x: index, y: figure(row, "bits per byte") ?? 0, name: text(row, "stage").replaceAll("_", " "), look: "front" }))}
             joined={["front"]} named={["front"]}
           />
         </figure>

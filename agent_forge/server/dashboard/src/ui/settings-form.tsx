@@ -6,7 +6,7 @@ import type { SettingSchema } from "../api/types";
 import { words } from "../lib/format";
 import { nearest } from "../lib/nearest";
 import { objection, written, type Setting } from "../lib/settings";
-import { Card } from "./parts";
+import { Card, Prose } from "./parts";
 
 interface Props {
   schema: SettingSchema;
@@ -102,7 +102,7 @@ function Field({ setting, text, onChange }: {
       </label>
       <Input id={id} schema={schema} value={value} isWrong={problem !== ""} onChange={change} />
       <p id={`${id}-help`} className="quiet help">
-        {schema.description ? <>{sentence(schema.description)}<br /></> : null}
+        {schema.description ? <><Prose text={sentence(schema.description)} /><br /></> : null}
         <code>{key}</code>, default {standard || "empty"}
         {schema["x-allowed"] && schema["x-allowed"] !== "true or false" ? `; ${schema["x-allowed"]}` : ""}
       </p>
