@@ -112,8 +112,8 @@ export function VerdictTable({ verdict }: { verdict: Verdict }) {
           <tr>
             <th scope="col">Task</th>
             <th scope="col">Score, 95% interval</th>
-            <th scope="col">Before</th>
-            <th scope="col">Kept</th>
+            <th scope="col">Its parent</th>
+            <th scope="col">Kept of it</th>
             <th scope="col">Must keep</th>
           </tr>
         </thead>
@@ -125,8 +125,8 @@ export function VerdictTable({ verdict }: { verdict: Verdict }) {
               <tr key={task}>
                 <th scope="row">{words(taskName(task))}</th>
                 <td data-head="Score"><GateScore score={score} /></td>
-                <td data-head="Before">{before ? <GateScore score={before} /> : ""}</td>
-                <td data-head="Kept">
+                <td data-head="Its parent">{before ? <GateScore score={before} /> : ""}</td>
+                <td data-head="Kept of it">
                   {kept?.at_chance ? "at chance" : kept ? (
                     <>
                       {measured(100 * kept.ratio)}%{" "}
