@@ -881,7 +881,7 @@ def test_mechanisms_that_do_not_beat_plain_training_do_not_go_on(
     (row,) = report.tables["the mechanisms against plain training (search split)"]
     assert row["low"] <= 0
     assert row["kept"] == choice.PLAIN
-    assert report.summary.endswith("; plain training was kept")
+    assert report.summary.endswith(f"; {choice.VERDICTS[choice.PLAIN]}")
     (text, _) = report.tables["against plain training of equal tokens"]
     assert text["gain"] < 0
     weights = [models.load(Path(one.outputs[0])).state_dict() for one in (off, report)]
@@ -889,7 +889,7 @@ def test_mechanisms_that_do_not_beat_plain_training_do_not_go_on(
     assert report.metrics["text"] == off.metrics["text"]
     forced = small_config(data_config, *noisy, "only_if_better=false")
     steered = go(forced, tiny_checkpoint, tmp_path / "forced")
-    assert steered.summary.endswith("; the mechanisms were kept")
+    assert steered.summary.endswith(f"; {choice.VERDICTS[choice.STEERED]}")
     forced_weights = models.load(Path(steered.outputs[0])).state_dict()
     assert any(not torch.equal(value, forced_weights[n]) for n, value in weights[0].items())
 
@@ -906,7 +906,7 @@ def test_an_average_that_is_not_better_leaves_nothing_to_compare(
     report = go(small_config(data_config, *short), tiny_checkpoint, tmp_path)
     assert report.baseline == plain.SAME_AS_LAST
     assert "against plain training of equal tokens" not in report.tables
-    assert report.summary.endswith("; the last step was kept")
+    assert report.summary.endswith(f"; {choice.VERDICTS[choice.LAST_STEP]}")
 
 
 def test_without_the_baseline_the_report_says_that_none_ran(

@@ -19,6 +19,14 @@ from agent_forge.phases.train.measure import TrainBench, scores_of
 SAMPLES = 1000  # bootstrap resamples of the gain
 AVERAGE, LAST_STEP = "the average", "the last step"
 STEERED, PLAIN = "the mechanisms", "plain training"
+# What was kept -> how a summary says so.
+VERDICTS = {
+    AVERAGE: "the average was kept",
+    LAST_STEP: "the last step was kept, because the average was not better",
+    STEERED: "the mechanisms were kept",
+    PLAIN: "plain training was kept, because the mechanisms that are on were not better on text "
+    "(only_if_better=false keeps them)",
+}
 
 
 def put(model: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -74,9 +74,7 @@ def run(phase: PhaseRun[Config]) -> Report:
         ending.baseline = plain.NOT_RUN
     report = _write(phase, model, before, ending.measured, rows)
     report.tables |= ending.tables
-    report.summary += "".join(
-        f"; {name} {'were' if name == choice.STEERED else 'was'} kept" for name in ending.kept
-    )
+    report.summary += "".join(f"; {choice.VERDICTS[name]}" for name in ending.kept)
     report.baseline = ending.baseline
     return report
 
