@@ -25,7 +25,7 @@ async function context(options = {}) {
   const one = await browser.newContext({ viewport: { width: 1280, height: 900 }, ...options });
   one.setDefaultTimeout(WAIT);
   one.on("request", (request) => {
-    if (!request.url().startsWith(url) && !request.url().startsWith("data:")) {
+    if (!request.url().startsWith(url) && !/^(data|blob):/.test(request.url())) {
       seen.outside.push(request.url());
     }
   });
@@ -323,6 +323,52 @@ const scenes = {
     seen.violations = await violations(page, "chat");
     await page.getByRole("button", { name: "Forget door" }).first().click();
     seen.forgotten = await sides.first().locator(".memory li").count();
+  },
+
+  async hands() {
+    const page = await open(await context(), "new?phase=bitnet");
+    await page.getByLabel("One KEY=VALUE per line").fill("trian.steps=5");
+    seen.suggested = await page.locator(".start .failure", { hasText: "Did you mean" }).innerText();
+    await page.getByLabel("Find a setting").fill("train.steps");
+    await page.locator("#set-train\\.steps").fill("-3");
+    seen.limit = await page.locator(".field .failure").first().innerText();
+
+    const go = (hash) => page.evaluate((target) => (location.hash = `#/${target}`), hash);
+    await go("models");
+    for (const box of await page.locator("tbody input[type=checkbox]").all()) await box.check();
+    await page.getByRole("link", { name: "Compare the two" }).click();
+    seen.compared = await page.locator("table").first().locator("tbody tr").nth(1).innerText();
+    await page.locator("thead a").first().click();
+    await page.getByRole("button", { name: "Verify" }).click();
+    seen.verified = await page.locator("p.good, .now .failure").first().innerText();
+    const [file] = await Promise.all([
+      page.waitForEvent("download"), page.getByRole("button", { name: "Download config.json" }).click(),
+    ]);
+    seen.downloaded = JSON.parse(readFileSync(await file.path())).model_type;
+
+    await go("runs");
+    await page.getByRole("button", { name: "Hold the queue" }).click();
+    await page.getByText("The queue is held").waitFor();
+    for (const steps of [300, 301]) await start([`train.steps=${steps}`]);
+    const waiting = page.locator(".queue li");
+    await waiting.nth(1).waitFor();
+    const names = () => page.locator(".queue .clip").allInnerTexts();
+    const moved = (await names())[1];
+    await waiting.nth(1).getByRole("button", { name: "Move BitNet up" }).click();
+    await page.waitForFunction((first) => document.querySelector(".queue .clip")?.innerText === first, moved);
+    seen.order = await names();
+    await waiting.nth(1).getByRole("button", { name: "Cancel" }).click();
+    await waiting.nth(1).waitFor({ state: "detached" });
+    await page.getByRole("button", { name: "Let the queue go on" }).click();
+    await page.locator(".now .state.running").waitFor();
+    seen.runs = (await page.locator(".now code").innerText()).trim();
+    await page.locator(".now").getByRole("button", { name: "Cancel" }).click();
+    await page.locator(".now.idle").waitFor();
+
+    await go("settings");
+    await page.getByRole("button", { name: "Sign out" }).click();
+    await page.getByLabel("Key of this server").waitFor();
+    seen.kept = await page.evaluate(() => sessionStorage.getItem("forge-key"));
   },
 
   async keyboard() {

@@ -226,3 +226,16 @@ def test_two_models_think_call_and_remember_in_sight(
     assert seen["forgotten"] == 0
     assert seen["persona"] == "Precise"
     assert seen["violations"] == []
+
+
+def test_the_buttons_of_models_queue_and_keys_do_what_they_say(speaking_server: Server) -> None:
+    seen = play(speaking_server, "hands")
+    assert seen["suggested"] == "There is no setting 'trian.steps'. Did you mean 'train.steps'?"
+    assert seen["limit"] == "must be at least 0"
+    assert seen["compared"].startswith("Size as shipped")
+    assert "alike" in seen["compared"]
+    assert seen["verified"] == "Every file has the hash that its manifest names."
+    assert seen["downloaded"] == "llama"
+    assert seen["order"] == ["train.steps=301", "train.steps=300"]
+    assert seen["runs"] == "train.steps=301"
+    assert seen["kept"] is None
