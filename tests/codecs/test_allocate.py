@@ -51,6 +51,18 @@ def test_three_tensors_of_four_rates_equal_brute_force(seed: int) -> None:
         )
 
 
+@pytest.mark.parametrize("others", [0, 1, 40])
+def test_what_no_price_picks_is_found_for_one_tensor_alone_and_for_one_of_many(
+    others: int,
+) -> None:
+    """The middle option lies above the line between the other two, so every price passes it by."""
+    tensor = [Option("small", 10, 1.0), Option("middle", 15, 0.9), Option("large", 100, 0.0)]
+    fixed = [[Option("only", 1, 50.0)] for _ in range(others)]
+    for budget, expected in ((10, 0), (14, 0), (15, 1), (99, 1), (100, 2)):
+        choice = allocate.within_budget([*fixed, tensor], others + budget)
+        assert choice == [0] * others + [expected], budget
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_a_choice_at_a_price_is_optimal_for_the_bytes_it_uses(seed: int) -> None:
     tensors = instance(seed, tensors=4)

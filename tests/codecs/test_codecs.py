@@ -700,6 +700,35 @@ def test_settings_out_of_range_say_what_is_allowed() -> None:
     assert ternary.Settings().group == 128
 
 
+@pytest.mark.parametrize(
+    ("name", "allowed", "refused"),
+    [
+        ("intk", {"bits": (2, 8)}, {"bits": (1, 9)}),
+        ("intk", {"group": (0,), "step": (0.0,)}, {"group": (-1,), "step": (-1e-9,)}),
+        ("vptq", {"codebook": (2, 256)}, {"codebook": (1, 257)}),
+        ("vptq", {"residual": (0, 2, 256)}, {"residual": (1, 257)}),
+        ("vptq", {"vector": (1,), "outliers": (0.0, 0.5)}, {"vector": (0,), "outliers": (-0.1, 0.51)}),
+        ("hyper", {"bits": (4, 8), "classes": (1, 8)}, {"bits": (3, 9), "classes": (0, 9)}),
+        ("hyper", {"shrink": (0.01, 0.99)}, {"shrink": (0.0, 1.0)}),
+        ("hyper", {"group": (2, 4)}, {"group": (0, 1, 3)}),
+        ("ternary", {"group": (1,)}, {"group": (0,)}),
+        ("seedlm", {"coefficients": (1, 7)}, {"coefficients": (0, 8)}),
+        ("seedlm", {"seeds": (1, 2**16 - 1)}, {"seeds": (0, 2**16)}),
+        ("waterfill", {"loss": (0.0,), "step": (1e-9,)}, {"loss": (-1e-9,), "step": (0.0, -1.0)}),
+    ],
+)  # fmt: skip
+def test_the_ends_of_every_range_are_allowed_and_what_lies_beyond_is_refused(
+    name: str, allowed: dict[str, tuple[float, ...]], refused: dict[str, tuple[float, ...]]
+) -> None:
+    for key, values in allowed.items():
+        for value in values:
+            assert getattr(codecs.settings(name, {key: value}), key) == value
+    for key, values in refused.items():
+        for value in values:
+            with pytest.raises(ConfigError, match=f"codec {name}: .*{key}.* got"):
+                codecs.settings(name, {key: value})
+
+
 @pytest.mark.parametrize("case", ["vptq", "vptq residual", "vptq outliers", "vptq both"])
 def test_the_kernels_multiply_by_what_the_codec_decodes(case: str) -> None:
     coded = small(case, gaussian(20, 72))

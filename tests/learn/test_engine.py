@@ -30,6 +30,7 @@ from agent_forge.core.seeds import torch_generator
 from agent_forge.learn import (
     StepRecord,
     TrainRequest,
+    feed,
     gradients,
     lm_loss,
     precision,
@@ -40,6 +41,7 @@ from agent_forge.learn import (
 from agent_forge.learn.distribution import World
 from agent_forge.learn.records import StageChoices
 from agent_forge.learn.schedule import StageSchedule
+from tests.pretend import pretend_accelerator
 
 PLAIN = default_runtime()
 OPTIM = OptimConfig(
@@ -374,6 +376,65 @@ def test_a_budget_of_minutes_cools_down_in_time() -> None:
         plan.seconds += 10
     assert shares == pytest.approx([1, 1, 1, 1, 2 / 3, 1 / 3])
     assert plan.averages(7)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_average_takes_its_share_of_the_last_steps_and_of_the_last_minutes(
+    share: float,
+) -> None:
+    plan = StageSchedule(10, replace(OPTIM, average_share=share))
+    assert sum(plan.averages(step) for step in range(10)) == round(10 * share)
+    assert not share or plan.averages(9)
+    timed = StageSchedule(10**6, replace(OPTIM, average_share=share), minutes=2.0)
+    taken = []
+    for timed.seconds in range(1, 121):
+        taken.append(timed.averages(0))
+    assert taken == [bool(share) and second >= 120 * (1 - share) for second in range(1, 121)]
+
+
+def test_each_next_batch_is_prepared_while_a_step_is_computed_and_none_after_the_last(
+    tiny_llama: LlamaForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared: list[int] = []
+    monkeypatch.setattr(feed.Feed, "prepare", lambda _, step: prepared.append(step))
+    go(fresh(tiny_llama), tmp_path, steps=4)
+    assert prepared == [1, 2, 3]
+
+
+def test_a_prepared_batch_is_taken_once_and_only_by_its_step() -> None:
+    made: list[int] = []
+
+    class Noted(Tokens):
+        def batch(self, step: int) -> dict[str, Tensor]:
+            made.append(step)
+            return super().batch(step)
+
+    with pretend_accelerator() as device:
+        batches = Noted()
+        batch_feed = feed.Feed(batches, 0, 4, 0, device)
+        batch_feed.prepare(1)
+        for step, known in ((1, [1]), (1, [1, 1]), (2, [1, 1, 2])):
+            batch = batch_feed.batch(step)
+            assert batch["input_ids"].device.type == device.type
+            assert made == known
+        batch_feed.prepare(3)
+        assert torch.equal(batch_feed.batch(0)["labels"].cpu(), Tokens().batch(0)["labels"])
+        batches.pure = False
+        batch_feed.prepare(5)
+    assert made == [1, 1, 2, 3, 0]
+    on_cpu = feed.Feed(Noted(), 0, 4, 0, torch.device("cpu"))
+    on_cpu.prepare(7)
+    assert 7 not in made  # there is nothing to wait for
+
+
+def test_a_batch_without_labels_counts_its_rows_and_others_their_predicted_labels() -> None:
+    ids = torch.zeros(3, 5, dtype=torch.long)
+    assert feed.trained_tokens({"input_ids": ids}) == 3
+    labels = ids.clone()
+    labels[:, :3] = feed.IGNORE
+    labels[2] = feed.IGNORE
+    labels[2, 0] = 1  # nothing before it predicts it
+    assert feed.trained_tokens({"input_ids": ids, "labels": labels}) == 4
 
 
 def test_other_data_is_refused_with_the_difference_unless_asked_for(

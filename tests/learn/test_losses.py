@@ -13,6 +13,7 @@ from agent_forge.anatomy import cross_entropy
 from agent_forge.anatomy.cross_entropy import weighted_cross_entropy
 from agent_forge.core.errors import DataError
 from agent_forge.learn import chunked_cross_entropy, distill_loss, lm_loss, losses
+from tests.pretend import counted_waits, pretend_accelerator
 
 
 def test_lm_loss_equals_the_models_own_shifted_loss(tiny_llama: LlamaForCausalLM) -> None:
@@ -58,6 +59,26 @@ def test_distillation_equals_the_kl_summed_by_hand() -> None:
     assert float(distill_loss(teacher, teacher, mask, temperature)) == pytest.approx(0, abs=1e-6)
     with pytest.raises(DataError, match="mask is empty"):
         distill_loss(teacher, student, torch.zeros_like(mask), 1.0)
+
+
+def test_losses_on_an_accelerator_are_those_of_the_cpu_and_wait_for_nothing() -> None:
+    """There, every position is computed and the masked ones count 0."""
+    generator = torch.Generator().manual_seed(0)
+    one, two = torch.randn(2, 3, 4, 5, generator=generator)
+    labels = torch.randint(5, (3, 4), generator=generator)
+    labels[0, 2:], labels[2] = -100, -100
+    mask = labels != -100
+    plain = [losses.next_token_loss(one, labels), distill_loss(one, two, mask, 1.7)]
+    with pretend_accelerator() as device:
+        there = [part.to(device) for part in (one, two, labels, mask)]
+        with counted_waits() as waits:
+            loss = losses.next_token_loss(there[0], there[2])
+            distilled = distill_loss(there[0], there[1], there[3], 1.7)
+        assert waits == []
+        other = [loss.cpu(), distilled.cpu()]
+        nothing = distill_loss(there[0], there[1], torch.zeros_like(there[3]), 1.0).cpu()
+    torch.testing.assert_close(other, plain)
+    assert bool(nothing.isnan())
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 4, 100])

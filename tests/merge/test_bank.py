@@ -3,13 +3,14 @@ of its recipe.
 """
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from agent_forge.merge import Weights, make_plan, merge_tensor
-from agent_forge.merge.bank import GRID, Bank, rank_classes, stand_ins
+from agent_forge.merge import Weights, bank, make_plan, merge_tensor
+from agent_forge.merge.bank import GRID, SUMS, Bank, rank_classes, stand_ins
 from agent_forge.merge.recipe import ModelEntry, Recipe, Slice, SliceSource
 
 SHAPES = {
@@ -116,6 +117,48 @@ def test_a_candidate_equals_the_one_shot_merge_of_its_recipe(
         )
         wrong = ~torch.isclose(built[tensor.target], truth, rtol=2e-5, atol=2e-6)
         assert int(wrong.sum()) <= even
+
+
+@pytest.mark.parametrize("method", sorted(SUMS))
+def test_densities_on_the_grid_take_the_short_way_and_all_others_the_merge_in_one_shot(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The result is the same; the short way is what makes a search fast."""
+    models, slow = family(), []
+
+    def noted(plan: Any, tensor: Any, *rest: Any) -> torch.Tensor:
+        slow.append(tensor.target)
+        return merge_tensor(plan, tensor, *rest)
+
+    monkeypatch.setattr(bank, "merge_tensor", noted)
+    top = {"gamma": 9 / GRID} if "breadcrumbs" in method else {}
+    cases = [
+        ({"density": 32 / GRID, **top}, {}, set()),
+        ({"density": 1.0, **dict.fromkeys(top, 0.0)}, {}, set()),
+        ({"density": 32.5 / GRID, **top}, {}, set(SHAPES)),
+        ({"density": 32 / GRID, **top}, {"normalize": True}, set(SHAPES)),
+    ]
+    if top:
+        # An outlier cap that leaves no room for the density is settled by the one-shot merge.
+        cases.append(({"density": 120 / GRID, "gamma": 9 / GRID}, {}, set(SHAPES)))
+        cases.append(({"density": 119 / GRID, **top}, {}, set()))
+    for each, changes, expected in cases:
+        recipe = Recipe(
+            method=method,
+            models=[
+                ModelEntry(model=f"m{i}", parameters={"weight": 0.5, **each}) for i in range(3)
+            ],
+            base="trunk",
+            parameters={"normalize": False, **changes},
+        )
+        plan = make_plan(recipe, models)
+        slow.clear()
+        Bank(models, "trunk", seed=3).merge_into(
+            plan, {t.target: torch.empty(SHAPES[t.target]) for t in plan.tensors}
+        )
+        few = {"one", "odd.weight", "norm.weight", "layers.0.norm.weight", "layers.1.norm.weight"}
+        # Where a share of few entries is less than one, the counts of the two cuts may not add up.
+        assert set(slow) - few == expected - few, (each, changes)
 
 
 def test_candidates_do_not_depend_on_those_before_them_and_go_into_any_layout() -> None:

@@ -20,6 +20,7 @@ from agent_forge.cli.app import app
 from agent_forge.core.errors import CheckpointError, ConfigError
 from agent_forge.merge import Weights, make_plan, merge_tensor, parse_recipe
 from agent_forge.merge.document import read_document
+from agent_forge.merge.recipe import Recipe
 
 from .small import change, mean, merge, notes, put, recipe, weights
 
@@ -112,6 +113,24 @@ def test_documents_of_no_recipe_are_refused(tmp_path: Path, text: str, message: 
     (tmp_path / "recipe.yml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         merge(tmp_path / "recipe.yml")
+
+
+@pytest.mark.parametrize("given", [{}, {"token": "x", "token_id": 1}, {"token_id": None}])
+def test_a_token_of_another_model_is_named_by_its_text_or_by_its_number(
+    given: dict[str, Any],
+) -> None:
+    def parsed(content: dict[str, Any]) -> Recipe:
+        source = {"kind": "model_token", "model": "a", **content}
+        tokenizer = {"tokens": {"new": {"source": source}}}
+        models = [{"model": "a"}]
+        return parse_recipe({"merge_method": "linear", "models": models, "tokenizer": tokenizer})
+
+    with pytest.raises(
+        ConfigError, match=r"^tokenizer: tokens: new: give either token or token_id"
+    ):
+        parsed(given)
+    assert parsed({"token": "x"}).tokens["new"].token == "x"
+    assert parsed({"token_id": 0}).tokens["new"].token == 0
 
 
 # -- unknown keys ----------------------------------------------------------------------------------
