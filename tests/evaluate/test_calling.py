@@ -14,12 +14,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from agent_forge import agent
 from agent_forge.agent import Call
 from agent_forge.config import DataConfig
 from agent_forge.core.errors import DataError
 from agent_forge.data import bfcl as sets
 from agent_forge.evaluate import EvalContext, calling
-from agent_forge.evaluate.tasks import abstain, bfcl, bfcl_strict, copying, schemas
+from agent_forge.evaluate.tasks import (
+    abstain,
+    bfcl,
+    bfcl_multi_turn,
+    bfcl_strict,
+    copying,
+    schemas,
+)
 
 SCHEMA = {
     "properties": {
@@ -285,3 +293,31 @@ def test_without_the_package_one_line_says_what_to_install(
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(DataError, match="pip install --no-deps bfcl-eval"):
         bfcl.items("test", 3, context)
+
+
+def test_a_conversation_of_turns_counts_once_and_its_turns_have_their_limits(
+    tiny_llama: LlamaForCausalLM,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    data_config: DataConfig,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The services need bfcl-eval; what stands around them does not."""
+    items, asked = [{"id": "a"}, {"id": "b"}, {"id": "c"}], []
+
+    def answer(*given: Any) -> list[str]:
+        asked.append(given)
+        return ["turn"]
+
+    def played(of: Any, reply: Any) -> list[bool]:
+        assert of is items
+        assert reply("talks", "boxes") == ["turn"]
+        return [True, False, True]
+
+    monkeypatch.setattr(agent, "answer_turns", answer)
+    monkeypatch.setattr(bfcl_multi_turn, "played", played)
+    context = EvalContext(data=data_config, seed=0, grammar="calls", batch_rows=5)
+    scored = bfcl_multi_turn.score(tiny_llama, tiny_tokenizer, items, context)
+    assert scored.tolist() == [[1.0, 1.0], [0.0, 1.0], [1.0, 1.0]]
+    ((model, tokenizer, talks, boxes, limits),) = asked
+    assert (model, tokenizer, talks, boxes) == (tiny_llama, tiny_tokenizer, "talks", "boxes")
+    assert limits == context.turn_limits(20, 256)  # 20 as on the leaderboard

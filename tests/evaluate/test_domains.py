@@ -17,6 +17,7 @@ from agent_forge.core.errors import DataError
 from agent_forge.data import gym
 from agent_forge.evaluate import domain
 from agent_forge.evaluate.engine import load_task, row_nll, row_tokens, task_items
+from agent_forge.evaluate.tasks import prose
 from agent_forge.evaluate.tasks.gsm8k import last_number
 from agent_forge.evaluate.tasks.reasoning_gym import FAMILIES, final_answer
 from agent_forge.phases.bitnet import Config
@@ -131,6 +132,23 @@ def test_the_yardstick_is_the_same_whatever_text_a_phase_reads(
             for data in (data_config, other)
         )
         assert one == two
+
+
+def test_prose_is_cut_from_speeches_by_settings_of_its_own(
+    context: evaluate.EvalContext, data_config: DataConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Left-out duplicates or fewer bytes would make other pieces."""
+    asked: list[tuple[str, int, DataConfig]] = []
+
+    def noted(split: str, n: int, given: evaluate.EvalContext) -> list[dict[str, str]]:
+        asked.append((split, n, given.data))
+        return [{"text": "a", "canonical": "a", "cluster": "a"}]
+
+    monkeypatch.setattr(prose.text, "items", noted)
+    own = replace(data_config, text=["stdlib"], max_text_bytes=50, near_duplicates=0.8)
+    assert len(prose.items("test", 3, replace(context, data=own))) == 1
+    speeches = replace(own, text=["sotu"], max_text_bytes=4_000_000, near_duplicates=0.0)
+    assert asked == [("test", 3, speeches)]
 
 
 def test_worked_answers_have_steps_and_no_notes_of_a_calculator(

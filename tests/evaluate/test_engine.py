@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 import resource
 import sys
 from dataclasses import replace
@@ -20,8 +21,20 @@ from agent_forge.core import registry
 from agent_forge.core.errors import ConfigError, DataError
 from agent_forge.core.seeds import seed_for
 from agent_forge.data import TextSource, train_tokenizer
+from agent_forge.data.synthetic import rationales
+from agent_forge.data.synthetic import reasoning as numbers
 from agent_forge.evaluate import engine
-from agent_forge.evaluate.tasks import abstain, choice, memory, persona, reasoning, text, tools
+from agent_forge.evaluate.tasks import (
+    abstain,
+    choice,
+    humaneval,
+    memory,
+    persona,
+    reasoning,
+    text,
+    tools,
+    unseen,
+)  # fmt: skip
 from tests import tiny_families
 
 WORDS = (
@@ -169,6 +182,53 @@ def test_chance_is_what_guessing_scores():
         np.mean([1 / (level + 1) for level in range(1, 6)]), abs=5e-4
     )
     assert tools.TASK.chance == 0.0
+
+
+def test_questions_that_name_their_answer_among_others_are_right_by_chance_as_often():
+    """Each level and kind is as frequent as any other; a number that is not named is not guessed."""
+    generator, by_kind = np.random.default_rng(0), {}
+    for maker in numbers.MAKERS:
+        for level in range(1, 6):
+            _, question, _, answer = maker(generator, level)
+            named = set(
+                re.findall(r"largest: .*|(?<!\w)[A-Z]\w+(?= is taller)|(?<=than )\w+", question)
+            )
+            if maker is numbers._compare:
+                named = set(re.findall(r"\d+", question))
+            share = 1 / len(named) if answer in named else 0.0
+            by_kind.setdefault(maker.__name__, []).append(share)
+    assert sorted(kind for kind, shares in by_kind.items() if any(shares)) == ["_compare", "_order"]
+    assert reasoning.TASK.chance == pytest.approx(np.mean(list(by_kind.values())), abs=5e-4)
+
+
+def test_chance_where_cups_are_named_and_where_each_byte_is_as_likely_as_any_other():
+    cups = [rationales._cups(np.random.default_rng(seed)) for seed in range(400)]
+    counts = [question.count(", ") + 1 for _, question, _, _ in cups]
+    assert set(counts) == {3, 4}
+    assert np.mean(counts) == pytest.approx(3.5, abs=0.1)  # both as often
+    share = np.mean([1 / 3, 1 / 4]) / len(rationales.MAKERS)
+    assert evaluate.load_task("rationales").TASK.chance == pytest.approx(share, abs=5e-4)
+    assert unseen.TASK.chance == text.TASK.chance == math.log2(256)
+    for name in evaluate.DOMAINS:
+        assert evaluate.load_task(name).TASK.chance == pytest.approx(math.log(256))
+    cases = [case for case in choice.cases() if case["id"].startswith("truthfulqa")]
+    right = np.mean([1 / len(case["choices"]) for case in cases])
+    assert evaluate.load_task("truthfulqa").TASK.chance == pytest.approx(right, abs=5e-4)
+
+
+def test_solutions_of_humaneval_are_scored_after_their_prompts(tokenizer):
+    items = [
+        {"prompt": "def one():\n", "solution": "    return 1"},
+        {"prompt": "def longer(x):\n", "solution": "    return x + 1\n"},
+    ]
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    for (ids, mask), item in zip(humaneval.masked_rows(tokenizer, items), items, strict=True):
+        assert ids[0] == start
+        assert len(ids) == len(mask)
+        assert tokenizer.decode(ids[1:]) == item["prompt"] + item["solution"]
+        scored = [token for token, counts in zip(ids, mask, strict=True) if counts]
+        assert tokenizer.decode(scored) == item["solution"]
+        assert mask == sorted(mask)
 
 
 def test_bits_per_byte_of_a_uniform_model_is_its_closed_form(model, tokenizer, context):

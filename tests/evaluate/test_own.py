@@ -97,6 +97,22 @@ def test_a_reply_has_to_say_the_result(result: str, text: str, right: bool) -> N
     assert own_tools.says(text, [result]) is right
 
 
+@pytest.mark.parametrize(
+    ("text", "beginning"),
+    [
+        ("two\n  words ", "two words"),
+        ("a" * 160, "a" * 160),
+        ("a" * 79 + " " + "b" * 80, "a" * 79 + " " + "b" * 80),  # 160 characters
+        ("a" * 79 + " " + "b" * 81, "a" * 79),  # the word that does not fit whole is left out
+        ("a" * 161, "a" * 160),  # one long word is cut, since nothing would be in any reply
+    ],
+)
+def test_of_a_long_result_a_beginning_of_whole_words_is_enough(text: str, beginning: str) -> None:
+    assert own_tools.cut(text) == beginning
+    assert own_tools.says(f"It is {beginning}!", [text])
+    assert not own_tools.says("It is done.", [text])
+
+
 def test_without_rows_or_tools_one_line_says_what_to_name(data_config: DataConfig) -> None:
     context = EvalContext(data=data_config, seed=0)
     with pytest.raises(ConfigError, match=r"eval.rows=\[mine.jsonl\]"):

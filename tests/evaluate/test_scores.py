@@ -3,6 +3,7 @@
 import math
 import re
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from agent_forge.evaluate import (
     retention,
     split_hash,
 )
+
+judging = import_module("agent_forge.evaluate.judge")  # the package names a function so, too
 
 
 def scores(values, weights=None, *, higher=True, chance=0.0, items="same", task="reasoning"):
@@ -144,6 +147,27 @@ def test_whether_a_task_is_gated_is_decided_by_the_parents_interval_alone():
     assert not judge(
         gate(), {"reasoning": scores(above, chance=0.25)}, {"reasoning": scores(worst, chance=0.25)}
     ).passed
+
+
+@pytest.mark.parametrize(("tasks", "looks"), [(1, 1), (3, 1), (2, 2)])
+def test_tests_of_one_gate_share_their_chance_of_a_false_alarm(
+    tasks: int, looks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bonferroni: each of n tests has an n-th of it; looks share that of showing enough."""
+    asked: list[tuple[float, float]] = []
+
+    def noted(*arguments, confidence, loss_confidence):
+        asked.append((confidence, loss_confidence))
+        return retention(*arguments, confidence=confidence, loss_confidence=loss_confidence)
+
+    monkeypatch.setattr(judging, "retention", noted)
+    names = [f"task{i}" for i in range(tasks)]
+    parent = {name: scores(np.ones(20), task=name) for name in [*names, "other"]}
+    judge(gate(tasks=dict.fromkeys(names, 0.9), looks=looks), parent, parent)
+    assert len(asked) == tasks + 1
+    for shown, lost in asked:
+        assert looks * (1 - shown) == pytest.approx(1 - judging.CONFIDENCE)
+        assert tasks * (1 - lost) == pytest.approx(1 - judging.LOSS_CONFIDENCE)
 
 
 def test_one_bad_task_is_enough_to_refuse_and_is_the_one_that_is_named():

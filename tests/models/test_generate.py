@@ -6,6 +6,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from agent_forge import models
 from agent_forge.core.errors import ConfigError
+from agent_forge.models import generation
+from agent_forge.models.sampling import Cuts
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +133,21 @@ def test_a_model_that_thinks_generates_through_its_own_generate(
         models.generate(model, rows, models.Decoding(max_new_tokens=7, stop_ids=stops)) == expected
     )
     assert sorted(shape[1] for shape in calls) == sorted({len(row) for row in rows})
+
+
+def test_a_model_that_thinks_samples_by_the_settings_in_transformers_terms() -> None:
+    """There, None stands for no limit, and top_k would be 50 if it were left out."""
+    neutral = {"top_k": 0, "min_p": None, "typical_p": None}
+    for cuts, changes in (
+        (Cuts(), {}),
+        (Cuts(typical_p=0.9), {"typical_p": 0.9}),
+        (Cuts(top_k=7, min_p=0.2), {"top_k": 7, "min_p": 0.2}),
+    ):
+        decoding = models.Decoding(max_new_tokens=3, temperature=0.7, top_p=0.8, cuts=cuts)
+        assert generation._sampling(decoding) == {
+            "do_sample": True, "temperature": 0.7, "top_p": 0.8, **neutral, **changes,
+        }  # fmt: skip
+    assert generation._sampling(models.Decoding(max_new_tokens=3)) == {"do_sample": False}
 
 
 def test_edges_and_refusals(model: LlamaForCausalLM) -> None:

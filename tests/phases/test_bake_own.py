@@ -127,6 +127,27 @@ def test_held_out_questions_are_distinct_and_not_trained(tools: tuple[Tool, ...]
     assert not set(keys) & {canonical.question_key(trace["messages"]) for trace in trained}
 
 
+@pytest.mark.parametrize(("count", "warned"), [(3, False), (4, True)])
+def test_fewer_distinct_questions_than_asked_for_are_said(
+    count: int, warned: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The traces are three: the tool is asked for one of three cities and nothing else."""
+    asked = iter(range(10**6))
+
+    def one_of_three(*_: Any) -> dict[str, Any]:
+        question = f"How warm is it in {('Paris', 'Rome', 'Oslo')[next(asked) % 3]}?"
+        return {"messages": [{"role": "user", "content": question}], "calls": [], "results": []}
+
+    monkeypatch.setattr(own_traces, "_without_tool", one_of_three)
+    monkeypatch.setattr(own_traces, "_listed", lambda _generator, trace, *_: trace)
+    tool = Tool("warmth", "Say how warm it is.", {"type": "object", "properties": {}})
+    with caplog.at_level("WARNING", "agent_forge"):
+        traces = own.make([tool], sort(none_share=1.0), [], count, "validation", 0)
+    assert len(traces) == 3
+    said = f"the tools have 3 distinct questions (validation), not {count}; more values"
+    assert [said in one.getMessage() for one in caplog.records] == [True] * warned
+
+
 def test_a_schema_without_code_gives_traces_that_end_with_the_call() -> None:
     tool = Tool(
         "book_table",
@@ -251,3 +272,6 @@ def test_a_third_of_the_numbers_that_can_have_a_unit_are_said_with_one() -> None
     assert all(one.text.startswith("5") for one in said)
     assert np.mean([one.text != "5" for one in said]) == pytest.approx(0.35, abs=0.03)
     assert own_traces._with_unit(generator, "nameless", plain) == plain
+    for name, texts in (("percent", {"5%", "5 percent"}), ("age", {"5 years"})):
+        said = {own_traces._with_unit(generator, name, plain).text for _ in range(100)}
+        assert said == {"5", *texts}

@@ -7,15 +7,15 @@ each of its turns is. Prompts list some twenty tools, so the context should hold
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from agent_forge.core.seeds import numpy_generator
 from agent_forge.data import bfcl
 from agent_forge.evaluate.engine import evaluating
+from agent_forge.evaluate.scores import of_weight_one
 from agent_forge.evaluate.task import EvalContext, Task
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 TASK = Task(
@@ -51,7 +51,7 @@ def score(
     tokenizer: "PreTrainedTokenizerFast",
     items: Sequence[dict[str, Any]],
     context: EvalContext,
-) -> NDArray[np.float64]:
+) -> "NDArray[np.float64]":
     """Return (n, 2): 1 for a right conversation, and weight 1."""
     from agent_forge import agent
 
@@ -63,7 +63,7 @@ def score(
 
     with evaluating(model):
         right = played(items, reply)
-    return np.stack([np.asarray(right, np.float64), np.ones(len(items))], axis=1)
+    return of_weight_one(right)
 
 
 def played(items: Sequence[Mapping[str, Any]], reply: Any) -> list[bool]:

@@ -140,9 +140,11 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 def cut(text: str) -> str:
-    """Return the beginning of a text as one line of whole words."""
+    """Return the beginning of a text as one line of whole words, or of one word that is longer."""
     line = " ".join(text.split())
-    return line if len(line) <= LONGEST_ANSWER else line[:LONGEST_ANSWER].rpartition(" ")[0]
+    if len(line) <= LONGEST_ANSWER:
+        return line
+    return line[:LONGEST_ANSWER].rpartition(" ")[0] or line[:LONGEST_ANSWER]
 
 
 def _plain(text: str) -> str:

@@ -15,10 +15,10 @@ from agent_forge import codecs, models
 from agent_forge.codecs import ternary as ternary_codec
 from agent_forge.codecs.payload import Payload
 from agent_forge.core.errors import CheckpointError, PhaseError
-from agent_forge.kernels import build
+from agent_forge.kernels import build, gpu
 from agent_forge.models import compressed
 from agent_forge.models.cognate import CognateConfig, CognateForCausalLM
-from agent_forge.models.compressed import layers
+from agent_forge.models.compressed import dense_weights, layers
 from agent_forge.models.storage import quiet_transformers
 from agent_forge.models.ternary import TernarySettings, ternarise
 from agent_forge.models.thought import ThoughtForCausalLM
@@ -258,6 +258,67 @@ def test_a_few_tokens_through_the_kernels_give_the_logits_of_the_dense_weights(
     # Rounded activations may fall on the other side of a border: then one of them differs by 1/127.
     tolerance = 0.03 if kind in ("ternary", "thinking") else 1e-3
     assert (result - expected).norm() <= tolerance * expected.norm()
+
+
+def test_the_matrix_for_an_accelerator_holds_the_codes_of_the_dense_weight() -> None:
+    model = llama(tie=True)
+    coded = {
+        name: codecs.encode("waterfill", tensor, {})
+        for name, tensor in compressed.coded_tensors(model).items()
+    }
+    compressed.compress(model, coded)
+    modules = compressed.coded_modules(model)
+    for module in modules.values():
+        matrix = module.on_device()
+        assert matrix is not None
+        assert module.on_device() is matrix
+        assert matrix.device == module.compact_device()
+        steps = matrix.scales[..., None] * matrix.column_scales
+        codes = matrix.codes.float() - matrix.zeros[..., None].float()
+        torch.testing.assert_close((codes * steps)[:, 0, : matrix.columns], module.dense())
+    assert model.lm_head.on_device() is model.get_input_embeddings().on_device()
+    assert compressed.CompressedLinear(4, 4, bias=False).on_device() is None  # nothing is open yet
+
+
+@pytest.mark.parametrize(("spare", "held"), [(0, True), (-1, False)])
+def test_generation_holds_dense_weights_where_four_times_their_bytes_are_free(
+    spare: int, held: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A layer that is faster with its codes keeps them; afterwards all layers do."""
+    model = llama().to(torch.bfloat16)
+    coded = {
+        name: codecs.encode("waterfill", tensor.float(), {})
+        for name, tensor in compressed.coded_tensors(model).items()
+    }
+    compressed.compress(model, coded)
+    layers_of = [m for m in model.modules() if isinstance(m, compressed.CompressedLinear)]
+    bytes_of_all = 2 * sum(m.in_features * m.out_features for m in layers_of)
+    monkeypatch.setattr(
+        compressed.CompressedLinear, "compact_device", lambda _: torch.device("cuda")
+    )
+    monkeypatch.setattr(dense_weights, "free_bytes", lambda _: 4 * bytes_of_all + spare)
+    monkeypatch.setattr(gpu, "usable", lambda _: True)
+    asked: list[int] = []
+
+    def faster(matrix: object, weight: Tensor, rows: int) -> bool:
+        assert matrix is not None
+        asked.append(rows)
+        return weight.shape[0] > 32
+
+    monkeypatch.setattr(gpu, "dense_is_faster", faster)
+    for rows, kept in ((gpu.FEW_TOKENS, 32), (gpu.FEW_TOKENS + 1, 0)):  # many rows are not measured
+        asked.clear()
+        with compressed.decoding(model, rows):
+            for layer in layers_of:
+                if held and layer.out_features > kept:
+                    assert layer.decoding_weight is not None
+                    assert layer.decoding_weight.dtype == torch.bfloat16
+                    expected = layer.dense().to(torch.bfloat16)
+                    assert torch.equal(layer.decoding_weight, expected)
+                else:
+                    assert layer.decoding_weight is None
+        assert asked == ([rows] * len(layers_of) if held and kept else [])
+        assert all(layer.decoding_weight is None for layer in layers_of)
 
 
 def test_gradients_and_batches_take_the_dense_path(monkeypatch: pytest.MonkeyPatch) -> None:

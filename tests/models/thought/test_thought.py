@@ -386,6 +386,26 @@ def test_sampled_frequencies_follow_the_temperature(heat: float) -> None:
     assert actual.tokens.shape == (1, 1, 8, 1)
 
 
+def test_noise_is_splitmix64_in_whole_numbers_of_any_length() -> None:
+    """Steele et al. 2014: add 0x9E3779B97F4A7C15, then mix; 53 bits make a number in [0, 1)."""
+    keep = 2**64 - 1
+
+    def mixed(z: int) -> int:
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & keep
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB & keep
+        return z ^ (z >> 31)
+
+    for seed, *index in ((0, 0, 0, 0, 0), (11, 3, 7, 2, 5), (2**40, 1, 0, 9, 1), (7, 500, 1, 0, 3)):
+        state = seed
+        for number in index:
+            state = mixed(state + (number + 1) * 0x9E3779B97F4A7C15 & keep)
+        row, position, step, thought = index
+        drawn = layout.uniforms(
+            seed, torch.tensor(row), torch.tensor(position), step, torch.tensor(thought)
+        )
+        assert float(drawn) == (state >> 11) / 2**53
+
+
 def test_noise_is_uniform_and_depends_on_its_index_alone() -> None:
     grid = torch.meshgrid(*(torch.arange(n) for n in (4, 50, 20)), indexing="ij")
     every = layout.uniforms(11, grid[0], grid[1], 2, grid[2])
