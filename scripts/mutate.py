@@ -77,6 +77,7 @@ ROOMS = {
         [
             "tests/phases/test_quietstar.py",
             "tests/phases/test_task_thoughts.py",
+            "tests/phases/test_rlp.py",
             "tests/phases/test_fits.py",
         ],
     ),

@@ -117,3 +117,13 @@ def test_a_signal_is_noticed_at_the_next_check(tmp_path: Path, number: int, code
         for n, handler in previous.items():
             signal.signal(n, handler)
     assert caught.value.exit_code == code
+
+
+def test_every_process_keeps_its_own_state_and_finds_that_of_a_stage_in_one_place(
+    tmp_path: Path,
+) -> None:
+    first, second = (
+        Workspace(tmp_path / "out", phase="test", seed=0, config={}, rank=rank) for rank in (0, 1)
+    )
+    assert first.resume_dir("stage") == second.resume_dir("stage") == first.state / "stage"
+    assert second.state == first.state / "rank-1"

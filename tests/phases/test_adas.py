@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import json
+import math
 import re
 import shutil
 from dataclasses import replace
@@ -39,6 +40,7 @@ from agent_forge.phases.adas.pool import (
     RUNTIME,
     Subject,
     architecture,
+    operators,
     singular,
 )
 from agent_forge.phases.adas.pool.activation import scaled_along
@@ -305,6 +307,27 @@ def test_gains_compose_by_their_formulas():
         singular._top_sigma(gains[:, :4], alpha, 0.5), torch.tensor([1.5, 2.0, 0.0, 0.0])
     )
     assert torch.equal(singular._tail(gains[:, :4], alpha, 0.5), torch.tensor([0.0, 0.0, 2.5, 3.0]))
+
+
+def test_operators_join_task_vectors_entry_by_entry_as_they_say():
+    """Two or three experts of one row; the sum of the first pair is (4, 0, -1)."""
+    pair = torch.tensor([[[3.0, 1.0, 0.0]], [[1.0, -1.0, -1.0]]])
+    three = torch.cat([pair, torch.tensor([[[2.0, 8.0, -1.0]]])])
+    for join, stacked, expected in (
+        (operators._median, three, [6.0, 3.0, -3.0]),  # three times the median
+        (operators._consensus, pair, [0.0, 0.0, 0.0]),  # 1 is less than two fifths of 3
+        (operators._consensus, three, [6.0, 0.0, -2.0]),
+        (operators._consensus, torch.tensor([[[2.0]], [[5.0]]]), [7.0]),  # just two fifths
+        (operators._cautious, pair, [1.0, 0.0, 0.0]),
+        (operators._cautious, -pair, [-1.0, 0.0, 0.0]),
+        (operators._weighted_by_size, pair, [10 / 4, 0.0, -1.0]),
+        (operators._dominant, pair, [3.0, 1.0, 0.0]),  # of length √10, the other √3
+        (operators._dominant, three, [2.0, 8.0, -1.0]),
+    ):
+        assert join(stacked)[0].tolist() == pytest.approx(expected), join.__name__
+    matched = operators._norm_matched(pair)
+    assert float(matched.norm()) == pytest.approx((math.sqrt(10) + math.sqrt(3)) / 2)
+    torch.testing.assert_close(matched / matched.norm(), pair.sum(0) / pair.sum(0).norm())
 
 
 def test_a_tenth_of_the_neurons_but_at_least_one_is_pruned_the_weakest_first():

@@ -12,6 +12,7 @@ from agent_forge.agent import Call, Turn, parse_calls
 from agent_forge.agent.tool import Result, Tool
 from agent_forge.config.compose import compose
 from agent_forge.core.errors import ConfigError, PhaseError
+from agent_forge.data.chat import encode_content
 from agent_forge.data.schemas import canonical, words
 from agent_forge.data.schemas.wording import compact_actions
 from agent_forge.evaluate import own_traces
@@ -275,3 +276,52 @@ def test_a_third_of_the_numbers_that_can_have_a_unit_are_said_with_one() -> None
     for name, texts in (("percent", {"5%", "5 percent"}), ("age", {"5 years"})):
         said = {own_traces._with_unit(generator, name, plain).text for _ in range(100)}
         assert said == {"5", *texts}
+
+
+class Drawn:
+    """What of a running phase the traces read."""
+
+    def __init__(self, config: Config, tokenizer: Any) -> None:
+        self.config, self.tokenizer, self.out = config, tokenizer, self
+        self.kept: dict[str, Any] = {}
+
+    def remember(self, name: str, compute: Callable[[], Any]) -> Any:
+        if name not in self.kept:
+            self.kept[name] = compute()
+        return self.kept[name]
+
+
+@pytest.mark.parametrize(("items", "without_tool"), [(9, 3), (2, 1)])
+def test_held_out_are_questions_of_a_tool_and_a_third_as_many_of_none(
+    items: int, without_tool: int, composed: Callable[..., Config], file: Path, tiny_tokenizer: Any
+) -> None:
+    config = composed(f"tools=[{file}]", f"measure.items={items}", "traces.own.count=40")
+    phase: Any = Drawn(config, tiny_tokenizer)
+    called, plain = own.heldout(phase)
+    assert (len(called), len(plain)) == (items, without_tool)
+    assert all(trace["calls"] for trace in called)
+    assert not any(trace["calls"] for trace in plain)
+    assert own.heldout(phase) == (called, plain)  # drawn once per run
+    held = {canonical.question_key(trace["messages"]) for trace in [*called, *plain]}
+    trained = own.training(phase)
+    assert len(trained) == 40
+    assert not held & {canonical.question_key(trace["messages"]) for trace in trained}
+
+
+def test_a_turn_may_have_as_many_tokens_as_the_longest_one_of_the_agent_needs(
+    composed: Callable[..., Config], tiny_tokenizer: Any
+) -> None:
+    """What the user and the tools say does not count."""
+    turns = ["short", "an answer of a few more words", "a call"]
+
+    def trace(turn: str) -> dict[str, Any]:
+        asked = {"role": "user", "content": "a question that is far longer than any answer " * 9}
+        return {"messages": [asked, {"role": "assistant", "content": turn}]}
+
+    config = composed("measure.max_new_tokens=1")
+    phase: Any = Drawn(config, tiny_tokenizer)
+    phase.kept["own-heldout"] = [[trace(turns[0]), trace(turns[1])], [trace(turns[2])]]
+    longest = max(len(encode_content(tiny_tokenizer, "assistant", turn)) for turn in turns)
+    assert own.reply_tokens(phase) == longest + own.SPARE_TOKENS
+    config.measure.max_new_tokens = 10_000
+    assert own.reply_tokens(phase) == 10_000

@@ -424,7 +424,7 @@ def test_losses_with_the_heads_inside_have_the_values_and_gradients_of_whole_log
             temperature=temperature,
         )
         loss, parts = loss_of(student, batch, 0)
-        loss.backward()
+        (3.0 * loss).backward()  # a gradient that comes from outside is carried on
         result.append(
             (loss.detach(), parts, {name: p.grad for name, p in student.named_parameters()})
         )
@@ -670,6 +670,11 @@ def test_the_work_of_the_phase_is_counted_in_the_students_tokens(tmp_path: Path)
         assert compose("bitnet", Config, [*overrides, *more]).work_tokens() == pytest.approx(work)
 
 
+def test_the_tokens_of_a_step_count_the_teachers_pass_as_a_third(tmp_path: Path) -> None:
+    overrides = [f"out={tmp_path}", "train.rows=2", "train.length_tokens=30"]
+    assert compose("bitnet", Config, overrides).step_tokens() == pytest.approx(2 * 30 * (1 + 1 / 3))
+
+
 def test_relations_do_not_change_when_a_head_is_rotated() -> None:
     generator = torch.Generator().manual_seed(0)
     one = {
@@ -782,6 +787,14 @@ def test_phase_reports_each_stage_with_its_interval(
         0 < report.metrics["codes_changed_in_training"] < 0.5
     )  # a few steps move few codes over a border
     json.dumps(report.metrics)
+    before, rounded, trained_last = (
+        report.metrics[f"bits_per_byte_{name}"]["value"]
+        for name in ("parent", "rounded", "trained")
+    )
+    # What is kept is what the last stage keeps: fewer bits are better.
+    assert report.metrics["kept"]["value"] == pytest.approx(before / trained_last)
+    assert trained_last != pytest.approx(rounded, rel=1e-4)
+    assert f"{before:.3f} -> {trained_last:.3f}" in report.summary
 
 
 def test_scores_in_the_report_are_those_of_the_written_checkpoint(

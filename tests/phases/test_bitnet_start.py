@@ -3,6 +3,7 @@ sweep by hand.
 """
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from agent_forge.phases.bitnet.compensate import (
     _round_in_order,
     best_scale,
 )
-from agent_forge.phases.bitnet.refine import refined
+from agent_forge.phases.bitnet.refine import _sweep, refined
 
 Streams = dict[str, Tensor]
 
@@ -147,6 +148,44 @@ def test_a_sweep_is_coordinate_descent_with_fresh_slopes(group_size: int, column
         twice[0], swept_by_hand(goal, hessian, once[0], start[1], group_size).to(torch.int8)
     )
     assert not torch.equal(once[0], twice[0])
+
+
+@pytest.mark.parametrize(("group_size", "columns"), [(16, 40), (ROW, 200)])
+def test_a_wish_is_the_best_weight_of_its_column_and_rounds_to_its_code(
+    group_size: int, columns: int
+) -> None:
+    goal, hessian, (codes, scales, _) = problem(group_size, columns)
+    wide = multiply_out(torch.ones_like(codes), scales, group_size)
+    slope = (goal - codes * wide) @ hessian
+    new_codes, wishes = _sweep(hessian, slope, codes, scales, group_size)
+    assert torch.equal(new_codes, (wishes.sign() * (wishes.abs() > wide / 2)).to(torch.int8))
+    # The first column has its wish before any other has moved, the last one after all have.
+    first = codes[:, 0] * wide[:, 0] + slope[:, 0] / hessian[0, 0]
+    others = torch.cat([new_codes[:, :-1], codes[:, -1:]], dim=1) * wide
+    last = others[:, -1] + ((goal - others) @ hessian[:, -1]) / hessian[-1, -1]
+    torch.testing.assert_close(wishes[:, 0], first, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(wishes[:, -1], last, rtol=1e-3, atol=1e-3)
+
+
+def test_scales_are_tried_in_steps_that_miss_the_best_one_by_little() -> None:
+    """For normal weights the error at the middle between two tried scales is within 1% of that at
+    the nearer one: .15 apart is fine enough. From the plain mean on, and past what heavy tails need.
+    """
+    assert sorted(set(SCALES)) == list(SCALES)
+    assert SCALES[0] == 1.0
+    assert SCALES[-1] >= 1.9
+    steps = [b - a for a, b in itertools.pairwise(SCALES)]
+    assert max(steps) == pytest.approx(0.15)
+    weights = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
+
+    def error(multiple: float) -> float:
+        scale = multiple * weights.abs().mean()
+        return float(
+            (weights - scale * weights.sign() * (weights.abs() > scale / 2)).square().mean()
+        )
+
+    best = min(error(1 + i / 100) for i in range(100))
+    assert min(map(error, SCALES)) <= 1.01 * best
 
 
 def test_a_sweep_that_errs_more_is_not_kept() -> None:

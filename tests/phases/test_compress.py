@@ -322,6 +322,20 @@ def test_curvature_is_the_use_itself_when_there_is_one_and_floors_silent_rows() 
     assert sensitivity.Sensitivity().curvature() is None
 
 
+def test_curvature_without_structure_has_the_means_of_its_rows_and_columns() -> None:
+    """Rows are relative to their mean, columns carry the size: the product has both sums."""
+    fisher = torch.tensor([[1.0, 2.0, 3.0], [3.0, 6.0, 9.0]])  # of rank one: nothing is lost
+    result = sensitivity.Sensitivity([], fisher).curvature()
+    assert result is not None
+    rows, columns = result
+    assert rows.tolist() == pytest.approx([0.5, 1.5])
+    torch.testing.assert_close(columns, torch.diag(torch.tensor([2.0, 4.0, 6.0])))
+    torch.testing.assert_close(rows[:, None] * columns.diagonal(), fisher)
+    error = torch.tensor([[1.0, 0.0, 1.0], [0.0, 2.0, 0.0]])
+    distortion = sensitivity.Sensitivity([], fisher).distortion(error)
+    assert distortion == pytest.approx(0.5 * (1 + 3 + 6 * 4))
+
+
 def test_calibration_leaves_the_model_as_it_was(
     tiny_llama: LlamaForCausalLM, phase: PhaseRun[Config]
 ) -> None:

@@ -298,6 +298,21 @@ def test_the_work_is_training_and_a_third_of_the_measurements_forward_passes() -
     assert config.work_tokens() == pytest.approx(10 * trained + measured + plainly)
 
 
+def test_the_work_of_verified_thoughts_is_tuning_and_replies_that_are_read_three_times() -> None:
+    """Each is sampled, scored by the reference, and learned from; four measurements are forward."""
+    config = compose("quietstar", Config, [
+        "out=x", "objective=task_thoughts", "batch_rows=2", "length_tokens=40", "task.steps=5",
+        "task.control=false", "task.reinforce_steps=3", "task.items=4", "task.samples=6",
+        "task.max_new_tokens=7", "task.measure_items=9",
+    ])  # fmt: skip
+    tuned, replies, scored = 5 * 2 * 40, 3 * 4 * 6 * 7, 4 * 9 * 7
+    assert config.work_tokens() == pytest.approx(tuned + 3 * replies + scored / 3)
+    # Answers alone are trained beside the rationales, for as many steps.
+    config.task.control = True
+    assert config.work_tokens() == pytest.approx(2 * tuned + 3 * replies + scored / 3)
+    assert config.step_tokens() == 2 * (40 + config._thought_tokens())
+
+
 def test_losses_after_a_thought_are_those_of_the_tokens_that_follow() -> None:
     thoughts, labels = made_up()
     result = outcome(thoughts, labels, 2)

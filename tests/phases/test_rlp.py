@@ -114,6 +114,30 @@ def test_the_information_gain_is_that_of_each_thought_alone() -> None:
         assert float(rewards[row, at, which]) == pytest.approx(float(expected), abs=1e-5)
 
 
+def test_the_loss_of_thinking_is_that_of_the_next_token_after_each_thought() -> None:
+    """Only trained tokens count; with a weight of 0 it is left out."""
+    batch = batch_of(IDS)
+    batch["labels"] = IDS.clone()
+    batch["labels"][0, 5:] = -100
+    losses = {}
+    for weight in (0.0, 0.7):
+        model, loss = prepared(
+            configured("positions=7", f"rlp.thinking_weight={weight}", "rlp.base_weight=0")
+        )
+        losses[weight] = float(loss(model, batch, 0)[0].detach())
+    _, thoughts = loss.thoughts(model, batch, 0)
+    each = []
+    for row, at, which in itertools.product(range(2), range(7), range(2)):
+        column = int(thoughts.positions[row, at])
+        target = int(batch["labels"][row, column + 1])
+        if target != -100:
+            logits = thoughts.thought_logits[row, at, which].reshape(-1, 50)[0]
+            each.append(-float(logits.log_softmax(-1)[target].detach()))
+    assert len(each) == 2 * (4 + 7)
+    expected = 0.7 * sum(each) / len(each)
+    assert losses[0.7] - losses[0.0] == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_token_that_is_not_trained_rewards_no_thought() -> None:
     model, loss = prepared(configured("positions=7"))
     batch = batch_of(IDS)

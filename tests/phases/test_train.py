@@ -457,6 +457,9 @@ def test_together_multiplies_rates_and_hides_a_broken_loss_from_those_who_cannot
     assert both(record(0), None) == {"lr_scale": 0.25, "noise": 0.3, "keep": True}
     both(record(1, math.nan), None)
     assert (one.heard, two.heard) == (1, 1)
+    quiet = CombinedController({"one": Fixed({}), "two": Fixed({"lr_scale": 0.5})})
+    assert quiet(record(0), None) == {"lr_scale": 0.5, "noise": 0.0}  # silence changes nothing
+    assert CombinedController({})(record(0), None) == {"lr_scale": 1.0, "noise": 0.0}
     again = CombinedController({"one": Fixed({}), "two": Fixed({})})
     again.load_state_dict(json.loads(json.dumps(both.state_dict())))
     assert again(record(2), None) == {"lr_scale": 0.25, "noise": 0.3}

@@ -9,6 +9,8 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -215,3 +217,34 @@ def test_a_stop_is_noticed_while_workers_work() -> None:
     with pytest.raises(KeyboardInterrupt):
         list(evaluator.measure([SearchJob(("a", (0.5,) * 6), "key", ((0, 4),))]))
     evaluator.close()
+
+
+@pytest.mark.parametrize(
+    ("device", "resources", "workers_set", "expected"),
+    [
+        ("cpu", {"CPU": 3.0, "GPU": 8.0}, 0, (3, 4, False)),
+        ("cpu", {"CPU": 3.0}, 2, (2, 6, False)),
+        ("cpu", {}, 0, (1, 12, False)),
+        ("cuda", {"CPU": 3.0, "GPU": 2.0}, 0, (2, 6, True)),
+        ("cuda", {"CPU": 3.0, "GPU": 1.0}, 0, (1, 12, True)),
+        ("cuda", {"CPU": 3.0, "GPU": 0.5}, 0, (3, 4, False)),  # none is whole
+        ("cuda", {"CPU": 3.0}, 0, (3, 4, False)),
+    ],
+)
+def test_ray_gets_a_worker_for_each_accelerator_or_each_core_of_the_cluster(
+    device: str, resources: dict[str, float], workers_set: int, expected: tuple[int, int, bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A stand-in for Ray says what the cluster has."""
+    cluster = SimpleNamespace(is_initialized=lambda: True, cluster_resources=lambda: resources)
+    monkeypatch.setattr(ray, "_ray", lambda: cluster)
+
+    def actors(*given: Any, **how: bool) -> Any:
+        _, workers, candidates, _ = given
+        assert how["owns_ray"] is False
+        return workers, candidates, how["on_gpu"]
+
+    monkeypatch.setattr(ray, "RayActors", actors)
+    chosen = settings(workers=workers_set, batch_candidates=12)
+    task: Any = SimpleNamespace(device=device)
+    assert ray.open(task, chosen, lambda: None) == expected

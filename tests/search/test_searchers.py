@@ -11,6 +11,8 @@ from agent_forge.search.pareto import crowding, fronts, hypervolume
 from agent_forge.search.population import Individual, diversity, survivors
 from agent_forge.search.race import ScoringRule, mean_rule
 from agent_forge.search.searcher import Breeder, make_searcher
+from agent_forge.search.searchers import cmaes
+from agent_forge.search.searchers.cmaes import STALE_GENERATIONS
 from agent_forge.search.settings import EvolveSettings
 from tests.search.planted import Bench, Planted, Vectors, flat, peaks, quadratic, settings
 
@@ -63,6 +65,43 @@ def test_cma_es_starts_again_from_another_kind_when_the_first_is_exhausted() -> 
         low, settings(method="cmaes", generations=60, population=2, elites=1), space, initial=first
     )
     assert evolution.best.genome[0] == "b"
+
+
+def test_cma_es_starts_again_after_twelve_generations_without_a_better_best_and_not_before() -> (
+    None
+):
+    """Counted anew after each gain; each start has another stream of random numbers."""
+    space = Vectors(size=2)
+    method = make_searcher(space, settings(method="cmaes", children=4, population=4), 0)
+    first = ("a", (0.3, 0.4))
+    method.start([Individual(first, space.key(first), 0.0, "")])
+
+    def one_generation(fitness: float) -> object:
+        asked = [genome for _, genome in method.ask()]
+        drawn.append(asked[0])
+        method.tell([Individual(g, space.key(g), fitness, "", finished=True) for g in asked])
+        return method._strategy
+
+    drawn: list = []
+    start = method._strategy
+    assert all(one_generation(-1.0) is start for _ in range(STALE_GENERATIONS - 1))
+    assert one_generation(1.0) is start  # a gain in the last one that counts
+    assert all(one_generation(1.0) is start for _ in range(STALE_GENERATIONS - 1))
+    again = one_generation(1.0)  # as good is not better
+    assert again is not start
+    assert all(one_generation(0.0) is again for _ in range(STALE_GENERATIONS - 1))
+    assert one_generation(0.0) is not again
+    one_generation(0.0)
+    starts = [drawn[0], drawn[2 * STALE_GENERATIONS], drawn[3 * STALE_GENERATIONS]]
+    assert len(set(starts)) == 3
+
+
+def test_cma_es_pads_one_number_with_the_middle_of_its_range() -> None:
+    assert cmaes._padded(np.array([0.2])).tolist() == [0.2, 0.5]
+    assert cmaes._padded(np.array([0.2, 0.9])).tolist() == [0.2, 0.9]
+    space = Vectors(size=1)
+    evolution = run(Planted(quadratic), settings(method="cmaes", race=[1.0]), space)
+    assert evolution.best.genome[1][0] == pytest.approx(0.3, abs=0.01)
 
 
 def test_cma_es_refuses_what_it_cannot_move() -> None:
