@@ -330,6 +330,75 @@ def test_operators_join_task_vectors_entry_by_entry_as_they_say():
     torch.testing.assert_close(matched / matched.norm(), pair.sum(0) / pair.sum(0).norm())
 
 
+def random_bank(*deltas):
+    """Return what an operator reads of a bank: experts of one matrix, each with a strength of 1."""
+    return SimpleNamespace(
+        base={"w": torch.zeros_like(deltas[0])}, deltas=[{"w": d} for d in deltas], depth=1,
+        matrices=[SimpleNamespace(name="w", layer=0)], rank_share=0.5,
+    )  # fmt: skip
+
+
+def test_operators_on_whole_matrices_do_what_their_names_say():
+    generator = torch.Generator().manual_seed(0)
+    one, two = torch.randn(2, 4, 6, generator=generator)
+    bank, both = random_bank(one, two), [1.0, -2.0]
+    total = one - 2 * two
+    strongest = operators._strongest(bank, both)["w"]
+    assert torch.equal(strongest, torch.where(one.abs() >= (2 * two).abs(), one, -2 * two))
+    # The first as it is, of the second what is orthogonal to it.
+    rest = operators._orthogonal(bank, both)["w"] - one
+    assert float((rest * one).sum()) == pytest.approx(0.0, abs=1e-4)
+    shadow = (two * one).sum() / one.square().sum() * one
+    torch.testing.assert_close(rest, -2 * (two - shadow), rtol=1e-4, atol=1e-5)
+    # Half of four ranks: by Eckart and Young what is left out has the size of the other two.
+    values = torch.linalg.svdvals(total)
+    low = operators._low_rank_sum(bank, both)["w"]
+    assert int(torch.linalg.matrix_rank(low)) == 2
+    assert float((total - low).norm()) == pytest.approx(float(values[2:].norm()), rel=1e-4)
+    flat = operators._flat_sum(torch.stack([one, -2 * two]))
+    assert float(flat.norm()) == pytest.approx(float(total.norm()), rel=1e-5)
+    assert torch.linalg.svdvals(flat).tolist() == pytest.approx([float(values.norm()) / 2] * 4)
+    contrast = operators._contrast(bank, both)["w"]
+    torch.testing.assert_close(contrast, (one - two) / 2 + 2 * (one - two) / 2)
+    joined = operators._singular_vectors(torch.stack([one, -2 * two]))  # two directions of each
+    sizes = [*torch.linalg.svdvals(one)[:2], *torch.linalg.svdvals(2 * two)[:2]]
+    assert torch.linalg.svdvals(joined).tolist() == pytest.approx(
+        sorted(map(float, sizes), reverse=True), rel=1e-4
+    )
+
+
+def test_edits_of_the_architecture_do_what_their_names_say():
+    weight = torch.randn(6, 8, generator=torch.Generator().manual_seed(0)) + 0.3
+    subject = SimpleNamespace(
+        of_role=lambda *_: [SimpleNamespace(name="w")], weight=lambda _: weight, heads=4
+    )
+
+    def edited(edit):
+        return edit(subject)["w"]
+
+    values = torch.linalg.svdvals(weight)
+    clipped = torch.linalg.svdvals(edited(architecture._clip_sigma))
+    assert clipped.tolist() == pytest.approx([float(values[1]), *values[1:].tolist()], rel=1e-4)
+    codes = edited(architecture._round_codes) / weight.abs().amax(1, keepdim=True) * 7
+    torch.testing.assert_close(codes, codes.round(), rtol=0, atol=1e-4)
+    assert float(codes.abs().max()) == pytest.approx(7.0)
+    step = weight.abs().amax(1, keepdim=True) / 7
+    assert ((edited(architecture._round_codes) - weight).abs() <= step / 2 + 1e-6).all()
+    heads = [block.norm() for block in weight.chunk(4, dim=1)]
+    mean = float(sum(heads)) / 4
+    for old, new, norm in zip(
+        weight.chunk(4, dim=1), edited(architecture._equalise_heads).chunk(4, dim=1), heads,
+        strict=True,
+    ):  # fmt: skip
+        torch.testing.assert_close(new, old * mean / norm)
+    flat, norms = edited(architecture._flatten_rows), weight.norm(dim=1)
+    assert flat.norm(dim=1).tolist() == pytest.approx([float(norms.mean())] * 6)
+    torch.testing.assert_close(flat / flat.norm(dim=1, keepdim=True), weight / norms[:, None])
+    centred = edited(architecture._centre_writing)
+    torch.testing.assert_close(centred.mean(0), torch.zeros(8), rtol=0, atol=1e-6)
+    torch.testing.assert_close(centred - centred[:1], weight - weight[:1])
+
+
 def test_a_tenth_of_the_neurons_but_at_least_one_is_pruned_the_weakest_first():
     for columns, pruned in ((8, 1), (25, 2)):
         weight = torch.arange(columns, 0, -1.0).expand(3, -1).clone()

@@ -526,6 +526,16 @@ def test_the_work_of_training_is_rows_and_answers_and_what_the_parent_reads() ->
         assert trained == pytest.approx(10 * (rows + neutral + extra))
 
 
+def test_the_tokens_of_a_step_are_rows_neutral_text_and_answers_after_their_questions() -> None:
+    overrides = [
+        "out=x", "training.rows=3", "training.neutral_rows=2", "training.length_tokens=20",
+        "persona.rows=5", "persona.reply_tokens=8",
+    ]  # fmt: skip
+    for enabled, answers in (("true", 5 * (8 + 32)), ("false", 0)):
+        config = compose("bake", Config, [*overrides, f"persona.enabled={enabled}"])
+        assert config.step_tokens() == (3 + 2) * 20 + answers
+
+
 def test_a_filter_that_is_overridden_and_tools_that_are_not_offered_are_reported(
     settings: Callable[..., Config], tiny_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:

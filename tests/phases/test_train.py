@@ -201,7 +201,7 @@ def test_the_logit_sensitivity_is_the_fisher_quadratic_form_of_a_linear_model() 
             return SimpleNamespace(logits=self.blocks[0](self.table[input_ids]) @ self.head.T)
 
     torch.manual_seed(0)
-    model, tokens = Linear(), ids(2, 3)["input_ids"]
+    model, tokens = Linear(), ids(3, 3)["input_ids"]
     result = logit_sensitivity(model, tokens, relative_step=1e-4, seed=9)
     h = model.table[tokens]
     d = torch.randn(h.shape, generator=torch_generator(9, "logit sensitivity")).double()
