@@ -149,6 +149,41 @@ def test_one_item_is_enough_to_score_and_none_of_weight_is_refused():
         evaluate.engine.scores_of("text", [{}], np.array([[0.0, 0.0]]), "test", 0)
 
 
+def test_the_tokens_of_a_batch_follow_free_memory_the_vocabulary_and_the_setting():
+    """On an accelerator half of what is free holds logits of 16 bytes; on the CPU a fixed number."""
+    limit = engine._limit
+    assert limit(0, 1000, 0) == (4096, "as on the CPU: its free memory cannot be asked")
+    assert limit(0, 64_000, 0) == (1000, "logits of 64,000 entries per token")
+    assert limit(0, 64_000, 999) == (999, "as set")
+    assert limit(0, 64_000, 1000) == (1000, "as set")
+    assert limit(0, 64_000, 1001)[0] == 1000
+    assert limit(0, 10**9, 7)[0] == 1  # one token is read whatever its logits need
+    free = 2 * 16 * 1000 * 65536
+    assert limit(free, 1000, 0) == (65536, "which fills it")
+    less, why = limit(free - 32_000, 1000, 0)
+    assert (less, why) == (65535, "logits of 1,000 entries per token in 2.1 GB of free memory")
+    assert limit(free, 1000, 100_000)[0] == 65536
+    assert limit(10 * free, 1000, 100_000) == (100_000, "as set")
+
+
+def test_a_reply_to_the_first_turn_is_judged_by_its_text(model, tokenizer, context, monkeypatch):
+    asked = []
+
+    def replies(_, __, questions, decoding):
+        asked.append((questions, decoding.max_new_tokens))
+        return [tokenizer.encode(text, add_special_tokens=False) for text in ("yes", "no")]
+
+    monkeypatch.setattr(engine, "generate_replies", replies)
+    turn = {"role": "user", "content": "Is it?"}
+    items = [{"messages": [turn, {"role": "assistant", "content": "yes"}], "right": "yes"}] * 2
+    scored = engine.text_match(
+        model, tokenizer, items, context, max_new_tokens=9,
+        is_right=lambda item, text: item["right"] == text.strip(),
+    )  # fmt: skip
+    assert scored.tolist() == [[1.0, 1.0], [0.0, 1.0]]
+    assert asked == [([[turn], [turn]], 9)]
+
+
 def test_text_is_cut_after_the_word_that_fills_a_piece_spaces_counted():
     assert text.cut("aa bb cc dd ee", 6) == ["aa bb", "cc dd"]
     assert text.cut("aa bb", 5) == ["aa bb"]

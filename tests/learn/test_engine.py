@@ -595,6 +595,20 @@ def test_sigterm_to_the_whole_group_with_live_workers_is_resumable(tmp_path: Pat
         os.killpg(stopped.pid, 0)
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_bfloat16_is_taken_from_a_fifth_more_speed_on_and_wherever_an_accelerator_has_it(
+    there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quiet, model = choices(EventLog(None, "test")), nn.Linear(2, 2)
+    for gain, dtype in ((1.2, torch.bfloat16), (1.199, torch.float32)):
+        monkeypatch.setattr(precision, "measured_gain", lambda *_, gain=gain: gain)
+        assert precision.chosen(model, 9, torch.device("cpu"), quiet) == dtype
+    monkeypatch.setattr(precision, "has_bfloat16", lambda _: there)
+    monkeypatch.setattr(precision, "describe", lambda _: "an accelerator")
+    taken = precision.chosen(model, 9, torch.device("cuda"), quiet)
+    assert taken == (torch.bfloat16 if there else torch.float32)
+
+
 @pytest.mark.parametrize(("gain", "taken"), [(2.0, "bfloat16"), (1.1, "float32")])
 def test_auto_dtype_takes_what_measures_faster_says_so_and_keeps_it_on_resume(
     tiny_llama: LlamaForCausalLM,
