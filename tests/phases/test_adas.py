@@ -1,6 +1,7 @@
 """Experts, pool, trust region and the whole phase, on a tiny Llama."""
 
 import contextlib
+import copy
 import itertools
 import json
 import math
@@ -844,6 +845,23 @@ def test_the_bound_of_the_gain_is_paired_and_drift_is_zero_at_home(
     with torch.no_grad():
         tiny_llama.model.layers[0].mlp.down_proj.weight += 0.3
     assert drift(tiny_llama) > 1e-3
+
+
+def test_drift_is_the_mean_divergence_from_the_input_over_all_positions(tiny_llama):
+    rows = [([3, 5, 7, 9], [False] * 4), ([2, 4], [False] * 2)]
+    drift, moved = Drift(tiny_llama, rows), copy.deepcopy(tiny_llama)
+    with torch.no_grad():
+        moved.lm_head.weight.mul_(1.5)
+        divergences = []
+        for ids, _ in rows:
+            p, q = (
+                model(torch.tensor([ids])).logits[0].log_softmax(-1)
+                for model in (tiny_llama, moved)
+            )
+            divergences += (p.exp() * (p - q)).sum(-1).tolist()
+    assert len(divergences) == 6
+    assert drift(moved) == pytest.approx(sum(divergences) / 6, rel=1e-4)
+    assert drift(tiny_llama) == 0.0
 
 
 def test_every_runtime_technique_changes_the_prompt_or_the_sampling(tiny_llama, tiny_tokenizer):
