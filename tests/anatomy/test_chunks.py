@@ -78,14 +78,14 @@ def test_compiling_pays_on_cuda_with_triton_from_many_logits_on(
 def test_what_does_not_compile_is_said_once_and_runs_plainly(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    asked: list[int] = []
+    tries: list[int] = []
 
     class CompileError(TorchDynamoException):
         pass
 
     def compiled(_: object) -> object:
         def broken(*_: object) -> None:
-            asked.append(1)
+            tries.append(1)
             raise CompileError("no compiler here\nand much more")
 
         return broken
@@ -94,7 +94,7 @@ def test_what_does_not_compile_is_said_once_and_runs_plainly(
     fused = chunks.Fused(torch.add)
     for _ in range(2):
         assert torch.equal(fused(torch.ones(2), torch.ones(2)), torch.full((2,), 2.0))
-    assert asked == [1]
+    assert tries == [1]
     (said,) = [one.getMessage() for one in caplog.records]
     assert said == "the losses' kernel does not compile here (no compiler here); they run unfused"
 

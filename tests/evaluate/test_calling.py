@@ -302,10 +302,10 @@ def test_a_conversation_of_turns_counts_once_and_its_turns_have_their_limits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The services need bfcl-eval; what stands around them does not."""
-    items, asked = [{"id": "a"}, {"id": "b"}, {"id": "c"}], []
+    items, calls = [{"id": "a"}, {"id": "b"}, {"id": "c"}], []
 
     def answer(*given: Any) -> list[str]:
-        asked.append(given)
+        calls.append(given)
         return ["turn"]
 
     def played(of: Any, reply: Any) -> list[bool]:
@@ -318,6 +318,6 @@ def test_a_conversation_of_turns_counts_once_and_its_turns_have_their_limits(
     context = EvalContext(data=data_config, seed=0, grammar="calls", batch_rows=5)
     scored = bfcl_multi_turn.score(tiny_llama, tiny_tokenizer, items, context)
     assert scored.tolist() == [[1.0, 1.0], [0.0, 1.0], [1.0, 1.0]]
-    ((model, tokenizer, talks, boxes, limits),) = asked
+    ((model, tokenizer, talks, boxes, limits),) = calls
     assert (model, tokenizer, talks, boxes) == (tiny_llama, tiny_tokenizer, "talks", "boxes")
     assert limits == context.turn_limits(20, 256)  # 20 as on the leaderboard

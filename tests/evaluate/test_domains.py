@@ -138,17 +138,17 @@ def test_prose_is_cut_from_speeches_by_settings_of_its_own(
     context: evaluate.EvalContext, data_config: DataConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Left-out duplicates or fewer bytes would make other pieces."""
-    asked: list[tuple[str, int, DataConfig]] = []
+    calls: list[tuple[str, int, DataConfig]] = []
 
-    def noted(split: str, n: int, given: evaluate.EvalContext) -> list[dict[str, str]]:
-        asked.append((split, n, given.data))
+    def noted(split: str, n: int, context_of_text: evaluate.EvalContext) -> list[dict[str, str]]:
+        calls.append((split, n, context_of_text.data))
         return [{"text": "a", "canonical": "a", "cluster": "a"}]
 
     monkeypatch.setattr(prose.text, "items", noted)
     own = replace(data_config, text=["stdlib"], max_text_bytes=50, near_duplicates=0.8)
     assert len(prose.items("test", 3, replace(context, data=own))) == 1
     speeches = replace(own, text=["sotu"], max_text_bytes=4_000_000, near_duplicates=0.0)
-    assert asked == [("test", 3, speeches)]
+    assert calls == [("test", 3, speeches)]
 
 
 def test_worked_answers_have_steps_and_no_notes_of_a_calculator(

@@ -167,10 +167,10 @@ def test_the_tokens_of_a_batch_follow_free_memory_the_vocabulary_and_the_setting
 
 
 def test_a_reply_to_the_first_turn_is_judged_by_its_text(model, tokenizer, context, monkeypatch):
-    asked = []
+    calls = []
 
     def replies(_, __, questions, decoding):
-        asked.append((questions, decoding.max_new_tokens))
+        calls.append((questions, decoding.max_new_tokens))
         return [tokenizer.encode(text, add_special_tokens=False) for text in ("yes", "no")]
 
     monkeypatch.setattr(engine, "generate_replies", replies)
@@ -181,7 +181,7 @@ def test_a_reply_to_the_first_turn_is_judged_by_its_text(model, tokenizer, conte
         is_right=lambda item, text: item["right"] == text.strip(),
     )  # fmt: skip
     assert scored.tolist() == [[1.0, 1.0], [0.0, 1.0]]
-    assert asked == [([[turn], [turn]], 9)]
+    assert calls == [([[turn], [turn]], 9)]
 
 
 def test_text_is_cut_after_the_word_that_fills_a_piece_spaces_counted():

@@ -154,18 +154,18 @@ def test_tests_of_one_gate_share_their_chance_of_a_false_alarm(
     tasks: int, looks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bonferroni: each of n tests has an n-th of it; looks share that of showing enough."""
-    asked: list[tuple[float, float]] = []
+    levels: list[tuple[float, float]] = []
 
     def noted(*arguments, confidence, loss_confidence):
-        asked.append((confidence, loss_confidence))
+        levels.append((confidence, loss_confidence))
         return retention(*arguments, confidence=confidence, loss_confidence=loss_confidence)
 
     monkeypatch.setattr(judging, "retention", noted)
     names = [f"task{i}" for i in range(tasks)]
     parent = {name: scores(np.ones(20), task=name) for name in [*names, "other"]}
     judge(gate(tasks=dict.fromkeys(names, 0.9), looks=looks), parent, parent)
-    assert len(asked) == tasks + 1
-    for shown, lost in asked:
+    assert len(levels) == tasks + 1
+    for shown, lost in levels:
         assert looks * (1 - shown) == pytest.approx(1 - judging.CONFIDENCE)
         assert tasks * (1 - lost) == pytest.approx(1 - judging.LOSS_CONFIDENCE)
 

@@ -402,11 +402,11 @@ def test_each_next_batch_is_prepared_while_a_step_is_computed_and_none_after_the
 
 
 def test_a_prepared_batch_is_taken_once_and_only_by_its_step() -> None:
-    made: list[int] = []
+    drawn: list[int] = []
 
     class Noted(Tokens):
         def batch(self, step: int) -> dict[str, Tensor]:
-            made.append(step)
+            drawn.append(step)
             return super().batch(step)
 
     with pretend_accelerator() as device:
@@ -416,15 +416,15 @@ def test_a_prepared_batch_is_taken_once_and_only_by_its_step() -> None:
         for step, known in ((1, [1]), (1, [1, 1]), (2, [1, 1, 2])):
             batch = batch_feed.batch(step)
             assert batch["input_ids"].device.type == device.type
-            assert made == known
+            assert drawn == known
         batch_feed.prepare(3)
         assert torch.equal(batch_feed.batch(0)["labels"].cpu(), Tokens().batch(0)["labels"])
         batches.pure = False
         batch_feed.prepare(5)
-    assert made == [1, 1, 2, 3, 0]
+    assert drawn == [1, 1, 2, 3, 0]
     on_cpu = feed.Feed(Noted(), 0, 4, 0, torch.device("cpu"))
     on_cpu.prepare(7)
-    assert 7 not in made  # there is nothing to wait for
+    assert 7 not in drawn  # there is nothing to wait for
 
 
 def test_a_batch_without_labels_counts_its_rows_and_others_their_predicted_labels() -> None:

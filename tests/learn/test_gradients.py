@@ -9,17 +9,17 @@ from agent_forge.learn.distribution import World
 
 
 def parameters_with(*gradient: list[float] | None) -> list[nn.Parameter]:
-    made = []
+    parameters = []
     for values in gradient:
         parameter = nn.Parameter(torch.zeros(len(values or [0.0])))
         parameter.grad = None if values is None else torch.tensor(values)
-        made.append(parameter)
-    return made
+        parameters.append(parameter)
+    return parameters
 
 
 @pytest.mark.parametrize(
     ("most", "factor"),
-    [(0.0, 1.0), (13.5, 1.0), (6.5, 0.5), (1.3, 0.1)],  # 0 is no limit
+    [(0.0, 1.0), (13.5, 1.0), (6.5, 0.5), (1.3, 0.1)],  # 0 sets none
 )
 def test_the_norm_of_all_gradients_together_is_limited_and_returned(
     most: float, factor: float
@@ -78,7 +78,7 @@ def test_one_process_exchanges_no_metrics_and_leaves_them_where_they_are() -> No
     run = gradients.Gradients(model, world, 2, torch.device("cpu"), torch.float32)
     batch = {"x": torch.randn(4, 2), "labels": torch.ones(4, 3, dtype=torch.long)}
     loss, metrics = run.backward(batch, 0)
-    assert world.asked == 1  # for the number of trained tokens
+    assert world.asked == 1  # The number of trained tokens
     assert isinstance(metrics["twice"], Tensor)
     truth = model(batch, 0)[0].detach()
     torch.testing.assert_close(loss.float(), truth)

@@ -39,13 +39,13 @@ def test_merged_tensors_go_into_any_layout_and_dtype_of_a_model() -> None:
         NAMES[3]: torch.empty(6, 4, dtype=torch.float64),
         "counts": torch.zeros(6, 4, dtype=torch.int64),
     }
-    asked: list[int] = []
-    merge_into(plan, models, target, seed=0, between=lambda: asked.append(1))
+    pauses: list[int] = []
+    merge_into(plan, models, target, seed=0, between=lambda: pauses.append(1))
     for name in NAMES:
         mean = (models["a"].get(name) + models["b"].get(name)) / 2
         torch.testing.assert_close(target[name], mean.to(target[name].dtype), rtol=1e-6, atol=1e-6)
     assert torch.equal(target["counts"], COUNTS)
-    assert len(asked) == len(plan.tensors) == 5
+    assert len(pauses) == len(plan.tensors) == 5
 
 
 def test_a_plain_tensor_is_written_in_place_and_others_from_a_copy(

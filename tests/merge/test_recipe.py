@@ -115,9 +115,11 @@ def test_documents_of_no_recipe_are_refused(tmp_path: Path, text: str, message: 
         merge(tmp_path / "recipe.yml")
 
 
-@pytest.mark.parametrize("given", [{}, {"token": "x", "token_id": 1}, {"token_id": None}])
+@pytest.mark.parametrize(
+    "content_of_source", [{}, {"token": "x", "token_id": 1}, {"token_id": None}]
+)
 def test_a_token_of_another_model_is_named_by_its_text_or_by_its_number(
-    given: dict[str, Any],
+    content_of_source: dict[str, Any],
 ) -> None:
     def parsed(content: dict[str, Any]) -> Recipe:
         source = {"kind": "model_token", "model": "a", **content}
@@ -128,7 +130,7 @@ def test_a_token_of_another_model_is_named_by_its_text_or_by_its_number(
     with pytest.raises(
         ConfigError, match=r"^tokenizer: tokens: new: give either token or token_id"
     ):
-        parsed(given)
+        parsed(content_of_source)
     assert parsed({"token": "x"}).tokens["new"].token == "x"
     assert parsed({"token_id": 0}).tokens["new"].token == 0
 

@@ -322,7 +322,7 @@ def test_operators_join_task_vectors_entry_by_entry_as_they_say():
         (operators._cautious, pair, [1.0, 0.0, 0.0]),
         (operators._cautious, -pair, [-1.0, 0.0, 0.0]),
         (operators._weighted_by_size, pair, [10 / 4, 0.0, -1.0]),
-        (operators._dominant, pair, [3.0, 1.0, 0.0]),  # of length √10, the other √3
+        (operators._dominant, pair, [3.0, 1.0, 0.0]),  # √10 long, the other √3
         (operators._dominant, three, [2.0, 8.0, -1.0]),
     ):
         assert join(stacked)[0].tolist() == pytest.approx(expected), join.__name__

@@ -132,11 +132,11 @@ def test_held_out_questions_are_distinct_and_not_trained(tools: tuple[Tool, ...]
 def test_fewer_distinct_questions_than_asked_for_are_said(
     count: int, warned: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The traces are three: the tool is asked for one of three cities and nothing else."""
-    asked = iter(range(10**6))
+    """The traces are three: the tool is numbers for one of three cities and nothing else."""
+    numbers = iter(range(10**6))
 
     def one_of_three(*_: Any) -> dict[str, Any]:
-        question = f"How warm is it in {('Paris', 'Rome', 'Oslo')[next(asked) % 3]}?"
+        question = f"How warm is it in {('Paris', 'Rome', 'Oslo')[next(numbers) % 3]}?"
         return {"messages": [{"role": "user", "content": question}], "calls": [], "results": []}
 
     monkeypatch.setattr(own_traces, "_without_tool", one_of_three)
@@ -315,8 +315,8 @@ def test_a_turn_may_have_as_many_tokens_as_the_longest_one_of_the_agent_needs(
     turns = ["short", "an answer of a few more words", "a call"]
 
     def trace(turn: str) -> dict[str, Any]:
-        asked = {"role": "user", "content": "a question that is far longer than any answer " * 9}
-        return {"messages": [asked, {"role": "assistant", "content": turn}]}
+        question = {"role": "user", "content": "a question that is far longer than any answer " * 9}
+        return {"messages": [question, {"role": "assistant", "content": turn}]}
 
     config = composed("measure.max_new_tokens=1")
     phase: Any = Drawn(config, tiny_tokenizer)

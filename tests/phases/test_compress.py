@@ -324,7 +324,9 @@ def test_curvature_is_the_use_itself_when_there_is_one_and_floors_silent_rows() 
 
 def test_curvature_without_structure_has_the_means_of_its_rows_and_columns() -> None:
     """Rows are relative to their mean, columns carry the size: the product has both sums."""
-    fisher = torch.tensor([[1.0, 2.0, 3.0], [3.0, 6.0, 9.0]])  # of rank one: nothing is lost
+    fisher = torch.tensor(
+        [[1.0, 2.0, 3.0], [3.0, 6.0, 9.0]]
+    )  # Its rank is one, so nothing is lost.
     result = sensitivity.Sensitivity([], fisher).curvature()
     assert result is not None
     rows, columns = result

@@ -77,9 +77,9 @@ def test_cma_es_starts_again_after_twelve_generations_without_a_better_best_and_
     method.start([Individual(first, space.key(first), 0.0, "")])
 
     def one_generation(fitness: float) -> object:
-        asked = [genome for _, genome in method.ask()]
-        drawn.append(asked[0])
-        method.tell([Individual(g, space.key(g), fitness, "", finished=True) for g in asked])
+        sample = [genome for _, genome in method.ask()]
+        drawn.append(sample[0])
+        method.tell([Individual(g, space.key(g), fitness, "", finished=True) for g in sample])
         return method._strategy
 
     drawn: list = []
@@ -87,7 +87,7 @@ def test_cma_es_starts_again_after_twelve_generations_without_a_better_best_and_
     assert all(one_generation(-1.0) is start for _ in range(STALE_GENERATIONS - 1))
     assert one_generation(1.0) is start  # a gain in the last one that counts
     assert all(one_generation(1.0) is start for _ in range(STALE_GENERATIONS - 1))
-    again = one_generation(1.0)  # as good is not better
+    again = one_generation(1.0)  # equal is not better
     assert again is not start
     assert all(one_generation(0.0) is again for _ in range(STALE_GENERATIONS - 1))
     assert one_generation(0.0) is not again

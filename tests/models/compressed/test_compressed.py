@@ -298,26 +298,29 @@ def test_generation_holds_dense_weights_where_four_times_their_bytes_are_free(
     )
     monkeypatch.setattr(dense_weights, "free_bytes", lambda _: 4 * bytes_of_all + spare)
     monkeypatch.setattr(gpu, "usable", lambda _: True)
-    asked: list[int] = []
+    measured: list[int] = []
 
     def faster(matrix: object, weight: Tensor, rows: int) -> bool:
         assert matrix is not None
-        asked.append(rows)
+        measured.append(rows)
         return weight.shape[0] > 32
 
     monkeypatch.setattr(gpu, "dense_is_faster", faster)
-    for rows, kept in ((gpu.FEW_TOKENS, 32), (gpu.FEW_TOKENS + 1, 0)):  # many rows are not measured
-        asked.clear()
+    for rows, narrowest in (
+        (gpu.FEW_TOKENS, 32),
+        (gpu.FEW_TOKENS + 1, 0),
+    ):  # many rows are not measured
+        measured.clear()
         with compressed.decoding(model, rows):
             for layer in layers_of:
-                if held and layer.out_features > kept:
+                if held and layer.out_features > narrowest:
                     assert layer.decoding_weight is not None
                     assert layer.decoding_weight.dtype == torch.bfloat16
                     expected = layer.dense().to(torch.bfloat16)
                     assert torch.equal(layer.decoding_weight, expected)
                 else:
                     assert layer.decoding_weight is None
-        assert asked == ([rows] * len(layers_of) if held and kept else [])
+        assert measured == ([rows] * len(layers_of) if held and narrowest else [])
         assert all(layer.decoding_weight is None for layer in layers_of)
 
 
