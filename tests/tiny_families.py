@@ -4,11 +4,12 @@ the logits.
 Shared by tests and by scripts/family_table.py. Nothing is downloaded.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors, trainers
 from tokenizers import models as tokenizer_models
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -83,19 +84,32 @@ ROPES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def tokenizer(size: int = 400, pre: Any = None, **options: Any) -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE trained on TEXT. pre: how text is cut; GPT-2's way by default."""
+def tokenizer(
+    size: int = 400, pre: Any = None, more: Sequence[str] = (), **options: Any
+) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE trained on TEXT. pre: how text is cut; GPT-2's way by default. more:
+    further special tokens.
+    """
     whole = Tokenizer(tokenizer_models.BPE())
     whole.pre_tokenizer = pre or pre_tokenizers.ByteLevel(add_prefix_space=False)
     whole.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=size,
-        special_tokens=SPECIAL,
+        special_tokens=[*SPECIAL, *more],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     whole.train_from_iterator([TEXT], trainer)
     return PreTrainedTokenizerFast(tokenizer_object=whole, **{"eos_token": SPECIAL[0], **options})
+
+
+def beginning_with(words: PreTrainedTokenizerFast, token: str) -> PreTrainedTokenizerFast:
+    """Let a tokenizer put a token before every text, as Gemma's and Llama's do, and return it."""
+    first = words.convert_tokens_to_ids(token)
+    words.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{token} $A", special_tokens=[(token, first)]
+    )
+    return words
 
 
 def build(kind: str, seed: int = 0, **settings: Any) -> PreTrainedModel:

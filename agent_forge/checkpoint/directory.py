@@ -30,6 +30,8 @@ from agent_forge.checkpoint.manifest import (
 )
 from agent_forge.core.errors import CheckpointError, PhaseError, did_you_mean
 
+IMPORTED = (".gguf", ".bin", ".whl")  # kinds of files that `forge import` reads
+
 
 @dataclass(slots=True, frozen=True)
 class Checkpoint:
@@ -164,6 +166,9 @@ def open(path: Path | str, *, verify: bool = True) -> Checkpoint:
     Raises CheckpointError that names the directory and the first broken or missing file.
     """
     path = Path(path)
+    if path.is_file():
+        hint = "; run `forge import` on it first" if path.suffix in IMPORTED else ""
+        raise CheckpointError(f"{path} is a file, and a checkpoint is a directory{hint}")
     if not path.is_dir():
         siblings = (
             [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []

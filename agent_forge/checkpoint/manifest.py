@@ -7,9 +7,9 @@ every other file.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from agent_forge.checkpoint import atomic
 from agent_forge.core.errors import CheckpointError
@@ -98,7 +98,10 @@ def read_manifest(path: Path) -> Manifest:
     file = path / MANIFEST
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it is not a JSON object")
         manifest = Manifest(**content)
+        _check_kinds(manifest)
     except FileNotFoundError:
         hint = (
             "; run `forge import` on a plain Hugging Face directory"
@@ -106,16 +109,44 @@ def read_manifest(path: Path) -> Manifest:
             else ""
         )
         raise CheckpointError(f"{path} is not a checkpoint: {MANIFEST} is missing{hint}") from None
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{file} is damaged ({error}); restore the directory from a copy"
         ) from None
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from None
     if manifest.format_version > FORMAT_VERSION:
         raise CheckpointError(
             f"{file} has format version {manifest.format_version}, this forge reads up to "
             f"{FORMAT_VERSION}; upgrade"
         )
     return manifest
+
+
+def _check_kinds(manifest: Manifest) -> None:
+    """Raise ValueError where an entry of the manifest has another kind of value than it should."""
+    for entry in fields(manifest):
+        value = getattr(manifest, entry.name)
+        kind: Any = get_origin(entry.type) or entry.type
+        kinds = (int, float) if kind is float else (kind,)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise ValueError(f"'{entry.name}' is not of kind {kind.__name__}")
+    if manifest.encryption and not {"format", "recipients", "files"} <= manifest.encryption.keys():
+        raise ValueError("'encryption' has no format, recipients and files")
+    for name, file in [*manifest.files.items(), *manifest.stored_files.items()]:
+        _check_file(name, file)
+    for parent in manifest.parents:
+        if not isinstance(parent, dict) or not {"path", "id", "phase", "name"} <= parent.keys():
+            raise ValueError("'parents' holds an entry without path, id, phase and name")
+
+
+def _check_file(name: str, entry: Any) -> None:
+    """Raise ValueError where a file lies outside of the directory or has no size and hash."""
+    is_whole = isinstance(entry, dict) and isinstance(entry.get("sha256"), str)
+    if not is_whole or not isinstance(entry.get("bytes"), int):
+        raise ValueError(f"'files' has no size and SHA-256 of {name}")
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"'files' names {name}, which lies outside of the directory")
 
 
 def verify_file(directory: Path, relative: str, entry: Mapping[str, Any]) -> None:

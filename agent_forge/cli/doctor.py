@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
+from agent_forge.cli.errors import one_line_errors
 from agent_forge.cli.layout import Column, Grid, Row
 from agent_forge.cli.phase_commands import Json, examples
 from agent_forge.cli.render import console, print_json
@@ -65,7 +66,8 @@ def doctor_command(
     as_json: Json = False,
 ) -> None:
     """Run every check."""
-    checks = [check for find in CHECKS for check in find(out)]
+    with one_line_errors():
+        checks = [check for find in CHECKS for check in find(out)]
     failed = any(check.state == "fail" for check in checks)
     if as_json:
         print_json([asdict(check) for check in checks])

@@ -1,6 +1,7 @@
 """Look at checkpoints and runs: list, status, inspect, verify, report; bring a model in: import."""
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -71,7 +72,7 @@ def list_command(
 
     with one_line_errors(verbose):
         rows = []
-        for directory in sorted(_below(root), key=lambda path: (path / MANIFEST).stat().st_mtime):
+        for directory in sorted(_below(root), key=_written):
             try:
                 rows.append(_list_row(checkpoint.open(directory, verify=False)))
             except CheckpointError as error:  # one damaged manifest must not hide the others
@@ -85,17 +86,30 @@ def list_command(
 
 
 def _below(root: Path) -> list[Path]:
-    """Return the directories at and below `root` that hold a manifest, hidden ones left out."""
+    """Return the directories at and below `root` that hold a manifest, hidden ones left out.
+
+    A manifest may be a link that leads nowhere, or a folder: that is damage, which is told of.
+    """
     from agent_forge.core.errors import CheckpointError
 
     if not root.is_dir():
-        raise CheckpointError(f"no directory {root}")
-    directories = (path.parent for path in root.rglob(MANIFEST))
-    return sorted(
-        path
-        for path in directories
-        if not any(part.startswith(".") for part in path.relative_to(root).parts)
-    )
+        raise CheckpointError(
+            f"{root} is a file, not a directory" if root.exists() else f"no directory {root}"
+        )
+    directories = []
+    for place, folders, files in os.walk(root):
+        if MANIFEST in (*folders, *files):
+            directories.append(Path(place))
+        folders[:] = [name for name in folders if not name.startswith(".") and name != MANIFEST]
+    return sorted(directories)
+
+
+def _written(directory: Path) -> float:
+    """Return when a checkpoint's manifest was written, in seconds; 0 where it cannot be read."""
+    try:
+        return (directory / MANIFEST).stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _list_row(opened: "Checkpoint") -> dict[str, Any]:
@@ -139,10 +153,16 @@ def status_command(
 
 def _status_row(record: Path) -> dict[str, Any]:
     from agent_forge.core.events import read_events
-    from agent_forge.pipeline.outcome import EVENTS, JOB, read_outcome
+    from agent_forge.pipeline.outcome import EVENTS, JOB, read_job, read_outcome
     from agent_forge.pipeline.report.facts import gather, reason
 
-    job = json.loads((record / JOB).read_text(encoding="utf-8"))
+    job = read_job(record)
+    if job is None:
+        return {
+            "phase": record.name.partition("-")[2] or record.name, "status": "damaged", "at": "",
+            "seconds": 0.0, "outputs": [], "verdict": "damaged", "tone": "bad",
+            "reason": f"{record / JOB} is damaged; --no-resume drops it",
+        }  # fmt: skip
     outcome = read_outcome(record)
     if outcome and outcome.input_hash == job["input_hash"]:
         (phase,) = gather([outcome]).phases

@@ -27,10 +27,11 @@ def for_phase(command: str, overrides: Sequence[str], schema: Any, conf: Any) ->
         return list(overrides)
     rest = [one for one in overrides if not one.startswith(KEY)]
     name = chosen[-1].removeprefix(KEY).strip("'\"")
-    return [*_settings(command, name, schema, conf.resolve() / "experiment"), *rest]
+    return [*_settings(command, name, schema, conf.resolve()), *rest]
 
 
-def _settings(command: str, name: str, schema: Any, folder: Any) -> Iterator[str]:
+def _settings(command: str, name: str, schema: Any, conf: Any) -> Iterator[str]:
+    folder = conf / "experiment"
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in known:
         raise ConfigError(
@@ -44,7 +45,9 @@ def _settings(command: str, name: str, schema: Any, folder: Any) -> Iterator[str
         )
     defaults = loader.construct_object(parts["defaults"], deep=True) if "defaults" in parts else []
     yield from _choices(command, defaults)
-    shared = set(field_hints(schema)) & set(parts)
+    # bitnet has a part called train; the section `train` of an experiment is that of the phase.
+    sections = {path.stem for path in conf.glob("*.yaml")}
+    shared = (set(field_hints(schema)) & set(parts)) - sections
     root.value = [(key, value) for key, value in root.value if key.value in shared]
     yield from file_overrides(root, loader, schema)
     yield from file_overrides(parts[command], loader, schema)

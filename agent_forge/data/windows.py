@@ -39,12 +39,12 @@ def window_prefix(tokenizer: "PreTrainedTokenizerFast") -> list[int]:
 
 
 def text_start(tokenizer: "PreTrainedTokenizerFast") -> int:
-    """Return the id that stands before a document, and between two: BOS, or the end of text where
-    there is none.
+    """Return the id that stands before a document, and between two: what the tokenizer itself puts
+    there, else BOS, or the end of text where there is none.
 
-    Raises DataError when the tokenizer has neither.
+    Raises DataError when the tokenizer has none of these.
     """
-    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+    for token in (*window_prefix(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id):
         if token is not None:
             return int(token)
     raise DataError(
@@ -76,6 +76,13 @@ def stored_positions(settings: Mapping[str, Any]) -> int | None:
     return None
 
 
+def begin_ids(config: Any) -> list[int]:
+    """Return [BOS] as a model's config names it, which a context that is cut keeps in front, or []."""
+    inner = config.get_text_config() if hasattr(config, "get_text_config") else config
+    bos = getattr(inner, "bos_token_id", None)
+    return [] if bos is None else [int(bos)]
+
+
 def longest(tokenizer: "PreTrainedTokenizerFast") -> int | None:
     """Return the model's positions as its tokenizer knows them (`models.load_tokenizer` sees to
     that), or None.
@@ -103,13 +110,12 @@ def cut_left(ids: Sequence[int], limit: int, prefix: Sequence[int] = ()) -> list
 
 
 def fitting_prompt(
-    ids: Sequence[int], new_tokens: int, limit: int | None, bos: int | None = None
+    ids: Sequence[int], new_tokens: int, limit: int | None, prefix: Sequence[int] = ()
 ) -> list[int]:
     """Return a prompt that leaves room for `new_tokens` among `limit` positions, cut on the left
     with a warning.
 
-    bos: stays in front where the prompt began with it. Raises ConfigError when new_tokens alone do
-    not fit.
+    prefix: as for `cut_left`. Raises ConfigError when new_tokens alone do not fit.
     """
     if limit is None or len(ids) + new_tokens <= limit:
         return list(ids)
@@ -120,7 +126,7 @@ def fitting_prompt(
             f"ask for fewer than {limit}"
         )
     _say_cut(limit)
-    return cut_left(ids, limit - new_tokens, [] if bos is None else [bos])
+    return cut_left(ids, limit - new_tokens, prefix)
 
 
 @functools.cache
@@ -133,28 +139,39 @@ def _say_cut(limit: int) -> None:
 
 
 def scoring_windows(
-    ids: Sequence[int], mask: Sequence[bool], limit: int | None
+    ids: Sequence[int], mask: Sequence[bool], limit: int | None, prefix: Sequence[int] = ()
 ) -> list[tuple[Sequence[int], Sequence[bool]]]:
     """Return (ids, mask) windows of at most `limit` tokens in which every scored token stands
     exactly once.
 
     A row that fits is returned as it is. A longer one is cut on the left where all scored tokens
     stand at its end; else each further window begins half a window later, and scores what the one
-    before has not.
+    before has not. prefix: BOS; where the row begins with it, every window does.
     """
     count = len(ids)
     if limit is None or count <= limit:
         return [(ids, mask)]
+    begins = list(ids[: len(prefix)]) == list(prefix) and len(prefix) <= limit // 2
+    held = range(len(prefix) if begins else 0)
+    room = limit - len(held)
     first = next((i for i, scored in enumerate(mask) if scored), count)
-    if first > count - limit:
-        return [(ids[count - limit :], mask[count - limit :])]
+    if first > count - room:
+        return [_picked(ids, mask, [*held, *range(count - room, count)], count - room)]
     parts: list[tuple[Sequence[int], Sequence[bool]]] = []
     done = 0  # tokens before this one are scored
     start = 0
     while done < count:
-        end = min(start + limit, count)
-        scored = [bool(mask[i]) and i >= done for i in range(start, end)]
-        if any(scored):
-            parts.append((ids[start:end], scored))
+        end = min(start + (room if start else limit), count)
+        places = [*held, *range(start, end)] if start else range(end)
+        window = _picked(ids, mask, places, done)
+        if any(window[1]):
+            parts.append(window)
         done, start = end, start + max(limit // 2, 1)
     return parts
+
+
+def _picked(
+    ids: Sequence[int], mask: Sequence[bool], places: Sequence[int], done: int
+) -> tuple[list[int], list[bool]]:
+    """Return the ids at `places`, and which of them are scored: those of the mask from `done` on."""
+    return [ids[i] for i in places], [bool(mask[i]) and i >= done for i in places]

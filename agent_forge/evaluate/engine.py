@@ -20,7 +20,7 @@ from agent_forge.core import registry
 from agent_forge.core.device import free_bytes
 from agent_forge.core.errors import ConfigError, DataError
 from agent_forge.core.seeds import seed_for
-from agent_forge.data.windows import positions, scoring_windows
+from agent_forge.data.windows import begin_ids, positions, scoring_windows
 from agent_forge.evaluate.scores import (
     Array,
     Scores,
@@ -200,12 +200,7 @@ def row_nll(model: "PreTrainedModel", rows: Sequence[MaskedRow], batch_tokens: i
     (`data.windows.scoring_windows`). Raises DataError when token 0, which nothing precedes, is to
     be scored.
     """
-    limit = positions(model.config)
-    parts = [
-        (i, part)
-        for i, (ids, mask) in enumerate(rows)
-        for part in scoring_windows(ids, mask, limit)
-    ]
+    parts = _numbered_windows(model, rows)
     result = np.zeros((len(rows), 2))
     np.add.at(
         result, [i for i, _ in parts], _window_nll(model, [part for _, part in parts], batch_tokens)
@@ -221,12 +216,7 @@ def row_tokens(
 
     Rows, batches and errors are as for `row_nll`.
     """
-    limit = positions(model.config)
-    parts = [
-        (i, part)
-        for i, (ids, mask) in enumerate(rows)
-        for part in scoring_windows(ids, mask, limit)
-    ]
+    parts = _numbered_windows(model, rows)
     scored: list[list[tuple[int, Array, NDArray[np.int64]]]] = [[] for _ in rows]
     windows = [part for _, part in parts]
     for chosen, places, logits, targets in _window_logits(model, windows, batch_tokens):
@@ -242,6 +232,18 @@ def row_tokens(
             np.concatenate([top for _, _, top in sorted(pieces, key=lambda one: one[0])]),
         )
         for pieces in scored
+    ]
+
+
+def _numbered_windows(
+    model: "PreTrainedModel", rows: Sequence[MaskedRow]
+) -> list[tuple[int, MaskedRow]]:
+    """Return (row, window) of all rows, cut as the model's positions and its BOS ask for."""
+    limit, begin = positions(model.config), begin_ids(model.config)
+    return [
+        (i, part)
+        for i, (ids, mask) in enumerate(rows)
+        for part in scoring_windows(ids, mask, limit, begin)
     ]
 
 

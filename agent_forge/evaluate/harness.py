@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from agent_forge.core.errors import ConfigError, DataError
-from agent_forge.data import text_start
+from agent_forge.data import text_start, window_prefix
 from agent_forge.evaluate.engine import evaluating, task_items
 from agent_forge.evaluate.task import EvalContext
 
@@ -77,9 +77,11 @@ def score(
                 f"--harness: no task {', '.join(unknown)} in the harness"
                 f"{f' or in {folder}' if folder else ''}; ours are {', '.join(OURS)}"
             )
+        # Prompts of its own tasks get BOS where the tokenizer puts it; ours bring what begins a text,
+        # and the harness adds nothing to a prompt that begins so.
         opened = HFLM(
             pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=16,
-            add_bos_token=False,
+            add_bos_token=bool(window_prefix(tokenizer)), prefix_token_id=text_start(tokenizer),
         )  # fmt: skip
         try:
             results = simple_evaluate(

@@ -20,7 +20,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from agent_forge.core.errors import ConfigError
 from agent_forge.core.seeds import numpy_generator, seed_for
-from agent_forge.data.windows import fitting_prompt, positions
+from agent_forge.data.windows import begin_ids, fitting_prompt, positions
 from agent_forge.models import compressed, static_decoding
 from agent_forge.models.sampling import TINY, Cuts, Decoding, TokenMask
 
@@ -53,8 +53,8 @@ def generate(
         return [[] for _ in prompts]
     if masks is not None and all(mask is None for mask in masks):
         masks = None
-    limit, bos = positions(model.config), getattr(model.config, "bos_token_id", None)
-    prompts = [fitting_prompt(prompt, decoding.max_new_tokens, limit, bos) for prompt in prompts]
+    limit, begin = positions(model.config), begin_ids(model.config)
+    prompts = [fitting_prompt(prompt, decoding.max_new_tokens, limit, begin) for prompt in prompts]
     thinks = bool(getattr(model, "thinks", False))
     was_training = model.training
     model.eval()
@@ -112,8 +112,9 @@ def stream(
         raise ConfigError("the prompt is empty; a model needs at least one token to go on from")
     if decoding.max_new_tokens <= 0:
         return
-    limit, bos = positions(model.config), getattr(model.config, "bos_token_id", None)
-    prompt = fitting_prompt(prompt, decoding.max_new_tokens, limit, bos)
+    prompt = fitting_prompt(
+        prompt, decoding.max_new_tokens, positions(model.config), begin_ids(model.config)
+    )
     chooser = _Chooser(decoding, [0])
     chooser.masks = None if mask is None else [mask]
     was_training = model.training

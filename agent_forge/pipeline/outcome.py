@@ -13,6 +13,7 @@ from agent_forge.config.compose import flatten
 OUTCOME = "outcome.json"
 JOB = "job.json"
 EVENTS = "events.jsonl"
+JOB_KINDS = {"phase": str, "input_hash": str, "config": dict, "sources": list}
 # Settings that change how the work is done, and not its result.
 NOT_INPUT = (
     "out", "data.cache", "runtime.save_every_seconds", "runtime.workers", "runtime.resume_anyway",
@@ -50,8 +51,20 @@ def read_outcome(record: Path) -> Outcome | None:
     """Return the outcome kept in a record directory, or None."""
     try:
         return Outcome(**json.loads((record / OUTCOME).read_text(encoding="utf-8")))
-    except (FileNotFoundError, json.JSONDecodeError, TypeError):
+    except (FileNotFoundError, ValueError, TypeError):
         return None
+
+
+def read_job(record: Path) -> dict[str, Any] | None:
+    """Return the job kept in a record directory, or None where there is none or it is damaged."""
+    try:
+        job = json.loads((record / JOB).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    is_whole = isinstance(job, dict) and all(
+        isinstance(job.get(key), kind) for key, kind in JOB_KINDS.items()
+    )
+    return job if is_whole else None
 
 
 def input_hash(phase: str, settings: Mapping[str, Any], source_ids: Sequence[str]) -> str:

@@ -7,7 +7,6 @@ parent.
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 import time
@@ -39,6 +38,7 @@ from agent_forge.pipeline.outcome import (
     Outcome,
     differences,
     input_hash,
+    read_job,
     read_outcome,
 )
 
@@ -134,10 +134,8 @@ def _follow(name: str, digest: str, record: Path, resume: bool) -> Outcome:
 
 
 def _begun_with(record: Path, digest: str) -> bool:
-    try:
-        return bool(json.loads((record / JOB).read_text(encoding="utf-8"))["input_hash"] == digest)
-    except (OSError, ValueError, KeyError):
-        return False
+    job = read_job(record)
+    return job is not None and bool(job["input_hash"] == digest)
 
 
 def _drop(record: Path, out: Path) -> None:
@@ -221,10 +219,8 @@ def nearest(path: Path) -> Path:
 
 def _written_by(out: Path) -> str:
     """Return the phase whose record lies beside `out`, or ""."""
-    try:
-        return str(json.loads((record_dir(out) / JOB).read_text(encoding="utf-8"))["phase"])
-    except (OSError, ValueError, KeyError):
-        return ""
+    job = read_job(record_dir(out))
+    return job["phase"] if job else ""
 
 
 def needs_source(name: str, config: PhaseConfig) -> bool:
@@ -280,9 +276,13 @@ def _refuse_other_settings(record: Path, job: Mapping[str, Any]) -> None:
 
     Jobs differ by settings, sources or data.
     """
-    try:
-        begun = json.loads((record / JOB).read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    begun = read_job(record)
+    if begun is None:
+        if (record / JOB).exists():
+            raise ConfigError(
+                f"{record / JOB} is damaged, so what its results were made with is not known; drop "
+                "them with --no-resume, or set out= to another directory"
+            )
         return
     if begun["input_hash"] == job["input_hash"]:
         return

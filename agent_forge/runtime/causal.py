@@ -19,6 +19,7 @@ from agent_forge.runtime.talker import (
     ENGINES,
     PackedTalker,
     open_packed,
+    stored_begin,
     stored_ends,
 )
 
@@ -64,8 +65,13 @@ class PackedCausalLM(PackedTalker):
 
     training = False
 
-    def __init__(self, packed: PackedModel, eos_token_id: int | list[int] | None = None) -> None:
-        super().__init__(packed, eos_token_id)
+    def __init__(
+        self,
+        packed: PackedModel,
+        eos_token_id: int | list[int] | None = None,
+        bos_token_id: int | None = None,
+    ) -> None:
+        super().__init__(packed, eos_token_id, bos_token_id)
         self.device = torch.device("cpu")
 
     def eval(self) -> "PackedCausalLM":
@@ -128,7 +134,7 @@ def open_model(
         threads=threads or torch.get_num_threads(),
     )
     if packed is not None:
-        return PackedCausalLM(packed, stored_ends(path))
+        return PackedCausalLM(packed, stored_ends(path), stored_begin(path))
     from agent_forge import models
 
     return models.load(path, device=device)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from agent_forge.core.device import omp_threads
 from agent_forge.core.errors import ConfigError, did_you_mean
 from agent_forge.core.seeds import numpy_generator
-from agent_forge.data.windows import fitting_prompt
+from agent_forge.data.windows import begin_ids, fitting_prompt
 from agent_forge.kernels import build
 from agent_forge.models.sampling import Decoding, TokenMask, choose
 from agent_forge.runtime.loading import load
@@ -41,11 +41,18 @@ class PackedTalker:
 
     thinks = False
 
-    def __init__(self, packed: PackedModel, eos_token_id: int | list[int] | None = None) -> None:
+    def __init__(
+        self,
+        packed: PackedModel,
+        eos_token_id: int | list[int] | None = None,
+        bos_token_id: int | None = None,
+    ) -> None:
         self.packed = packed
         shape = packed.shape
         self.config = SimpleNamespace(
-            max_position_embeddings=shape.longest, vocab_size=shape.vocabulary
+            max_position_embeddings=shape.longest,
+            vocab_size=shape.vocabulary,
+            bos_token_id=bos_token_id,
         )
         # data.stop_ids looks here
         self.generation_config = SimpleNamespace(eos_token_id=eos_token_id)
@@ -68,7 +75,7 @@ class PackedTalker:
         if max_new_tokens <= 0:
             return
         longest = self.packed.shape.longest
-        ids = fitting_prompt(prompt, max_new_tokens, longest)
+        ids = fitting_prompt(prompt, max_new_tokens, longest, begin_ids(self.config))
         draws = numpy_generator(decoding.seed, "generate", 0).random(max_new_tokens)
         fed = ids[self._keep_common(ids) :]
         for draw in draws:
@@ -155,7 +162,7 @@ def open_talker(
     on_cpu = _is_cpu(device)
     packed = open_packed(path, on_cpu=on_cpu, engine=engine, threads=omp_threads(), floats=True)
     if packed is not None:
-        return PackedTalker(packed, stored_ends(path))
+        return PackedTalker(packed, stored_ends(path), stored_begin(path))
     from agent_forge import models
     from agent_forge.core.device import pick_device
 
@@ -178,11 +185,21 @@ def stream(
 
 def stored_ends(path: Path) -> int | list[int] | None:
     """Return the ids that end a text, from generation_config.json or else config.json."""
+    return _stored(path, "eos_token_id")  # type: ignore[no-any-return]
+
+
+def stored_begin(path: Path) -> int | None:
+    """Return the id that begins a text, from the same files."""
+    return _stored(path, "bos_token_id")  # type: ignore[no-any-return]
+
+
+def _stored(path: Path, key: str) -> Any:
+    """Return what generation_config.json or else config.json says under `key`, or None."""
     for name in ("generation_config.json", "config.json"):
         file = path / name
         content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        if content.get("eos_token_id") is not None:
-            return content["eos_token_id"]  # type: ignore[no-any-return]
+        if content.get(key) is not None:
+            return content[key]
     return None
 
 

@@ -148,10 +148,70 @@ def _same_json(one: bytes, two: bytes) -> bool:
         return False
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"files": 5}, "'files' is not of kind dict"),
+        ({"files": {"config.json": 5}}, "no size and SHA-256 of config.json"),
+        ({"files": {"config.json": {"bytes": "2"}}}, "no size and SHA-256 of config.json"),
+        ({"files": {"../x": {"bytes": 2, "sha256": ""}}}, "../x, which lies outside"),
+        ({"files": {"/etc/x": {"bytes": 2, "sha256": ""}}}, "/etc/x, which lies outside"),
+        ({"parents": [{}]}, "without path, id, phase and name"),
+        ({"parents": ["a"]}, "without path, id, phase and name"),
+        ({"format_version": "1"}, "'format_version' is not of kind int"),
+        ({"seed": True}, "'seed' is not of kind int"),
+        ({"time": "now"}, "'time' is not of kind float"),
+        ({"extra": {"encryption": {"format": "age"}}}, "no format, recipients and files"),
+    ],
+)
+def test_entries_of_another_kind_in_a_manifest_are_named(
+    tmp_path: Path, change: dict, said: str
+) -> None:
+    place = write(tmp_path / "model", b"weights").path
+    content = json.loads((place / "forge.json").read_text(encoding="utf-8"))
+    content |= {"time": 1, **change}  # a whole number of seconds is a time too
+    (place / "forge.json").write_text(json.dumps(content), encoding="utf-8")
+    for verify in (False, True):
+        with pytest.raises(CheckpointError) as caught:
+            checkpoint.open(place, verify=verify)
+        assert f"{place / 'forge.json'} is damaged (" in str(caught.value)
+        assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["[]", "5", "null", "[" * 100_000])
+def test_a_manifest_that_is_no_object_is_damaged(tmp_path: Path, content: str) -> None:
+    place = write(tmp_path / "model", b"weights").path
+    (place / "forge.json").write_text(content, encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"forge.json is damaged \("):
+        checkpoint.open(place)
+
+
+def test_a_manifest_that_is_a_folder_or_a_link_to_nowhere_is_an_error(tmp_path: Path) -> None:
+    place = write(tmp_path / "model", b"weights").path
+    (place / "forge.json").unlink()
+    (place / "forge.json").mkdir()
+    with pytest.raises(CheckpointError, match=r"forge.json cannot be read: Is a directory"):
+        checkpoint.open(place)
+    (place / "forge.json").rmdir()
+    (place / "forge.json").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"forge.json is missing"):
+        checkpoint.open(place)
+
+
 def test_a_missing_checkpoint_suggests_its_neighbour(tmp_path: Path) -> None:
     write(tmp_path / "bitnet", b"weights")
     with pytest.raises(CheckpointError, match="did you mean 'bitnet'"):
         checkpoint.open(tmp_path / "bitnte")
+
+
+def test_a_file_in_place_of_a_checkpoint_is_called_one(tmp_path: Path) -> None:
+    for name, hint in (("rows.jsonl", ""), ("m.gguf", "; run `forge import` on it first")):
+        (tmp_path / name).write_bytes(b"x")
+        with pytest.raises(CheckpointError) as caught:
+            checkpoint.open(tmp_path / name)
+        assert str(caught.value) == (
+            f"{tmp_path / name} is a file, and a checkpoint is a directory{hint}"
+        )
 
 
 def test_a_folder_stands_for_its_checkpoints_trunk_first(tmp_path: Path) -> None:

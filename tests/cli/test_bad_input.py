@@ -267,3 +267,84 @@ def test_data_of_a_later_phase_that_is_not_there_ends_the_run_before_it_begins(
     )
     assert result.exit_code == 74
     assert "'sotuu' is neither a known package" in result.stderr
+
+
+def test_manifests_that_cannot_be_read_hide_no_other_checkpoint(
+    cli: Cli, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_checkpoint.path, tmp_path / "all" / "whole")
+    (tmp_path / "all" / "folder" / "forge.json").mkdir(parents=True)
+    (tmp_path / "all" / "link").mkdir()
+    (tmp_path / "all" / "link" / "forge.json").symlink_to(tmp_path / "nowhere")
+    shown = cli("list", str(tmp_path / "all"), "--json")
+    assert shown.exit_code == 0
+    assert [json.loads(line)["name"] for line in shown.stdout.splitlines()] == ["tiny"]
+    assert shown.stderr.count("forge: ") == 2
+    checked = cli("verify", str(tmp_path / "all"))
+    assert checked.exit_code == 74
+    assert "3 checkpoints, 2 damaged" in checked.stdout
+    assert "folder/forge.json cannot be read: Is a directory" in checked.stderr
+    assert f"{tmp_path / 'all' / 'link'} is not a checkpoint" in checked.stderr
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"phase": 5}', "\x00"])
+def test_a_damaged_job_is_shown_and_never_gone_on_with(
+    cli: Cli, tiny_checkpoint: Checkpoint, tmp_path: Path, text_folder: Path, damage: str
+) -> None:
+    """What a job of unknown settings has computed must not be taken for this job's."""
+    record = tmp_path / "run" / ".forge" / "4-bitnet"
+    record.mkdir(parents=True)
+    (record / "job.json").write_text(damage, encoding="utf-8")
+    shown = cli("status", str(tmp_path / "run"))
+    assert shown.exit_code == 0, shown.stderr
+    assert "bitnet" in shown.stdout
+    assert f"{record / 'job.json'} is damaged; --no-resume drops it" in shown.stdout
+    settings = [
+        f"sources=[{tiny_checkpoint.path}]", f"out={tmp_path / 'run' / '4-bitnet'}",
+        f"data.text=[{text_folder}]", f"data.cache={tmp_path / 'cache'}", "linear.group_size=16",
+    ]  # fmt: skip
+    refused = cli("bitnet", *settings)
+    assert refused.exit_code == 2
+    assert "what its results were made with is not known; drop them with --no-resume" in (
+        refused.stderr
+    )
+
+
+TOO_LONG = "x" * 300  # most systems allow names of 255 bytes
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["list", TOO_LONG], ["inspect", TOO_LONG], ["verify", TOO_LONG], ["status", TOO_LONG],
+        ["report", TOO_LONG], ["eval", TOO_LONG], ["compare", TOO_LONG, TOO_LONG],
+        ["chat", TOO_LONG, "hi"], ["export", TOO_LONG, "--out", "x.gguf"],
+        ["import", TOO_LONG, "--out", "x"], ["merge", TOO_LONG, "--dry-run"],
+        ["data", "inspect", f"{TOO_LONG}.jsonl"], ["doctor", "--out", TOO_LONG],
+        ["bitnet", f"sources=[{TOO_LONG}]", "--dry-run"], ["index", TOO_LONG],
+        ["tools", "check", f"{TOO_LONG}.py"], ["encrypt", TOO_LONG], ["decrypt", TOO_LONG],
+        ["bitnet", "--config", TOO_LONG, "--dry-run"], ["keys", "list", "--state", TOO_LONG],
+        ["audit", "head", TOO_LONG],
+    ],
+)  # fmt: skip
+def test_a_name_that_no_file_can_have_is_one_line(cli: Cli, arguments: list[str]) -> None:
+    result = cli(*arguments)
+    assert result.exit_code in (2, 74), result.exception
+    assert result.stderr.count("\n") == 1
+    assert "too long" in result.stderr or f"no {TOO_LONG}" in result.stderr
+
+
+def test_only_what_the_system_refuses_is_shown_as_one_line(capsys: pytest.CaptureFixture) -> None:
+    import errno
+
+    import typer
+
+    from agent_forge.cli.errors import one_line_errors
+
+    with pytest.raises(typer.Exit) as left, one_line_errors():
+        raise PermissionError(errno.EACCES, "Permission denied", "a/" + "b" * 200)
+    assert left.value.exit_code == 74
+    assert capsys.readouterr().err == f"forge: a/{'b' * 98}…: Permission denied\n"
+    for number in (errno.ENOENT, errno.EINVAL, errno.EBADF):
+        with pytest.raises(OSError, match="a defect"), one_line_errors():
+            raise OSError(number, "a defect")

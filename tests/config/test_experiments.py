@@ -8,6 +8,7 @@ from agent_forge.config.compose import compose
 from agent_forge.core.errors import ConfigError
 from agent_forge.phases.bake import Config as Bake
 from agent_forge.phases.compress import Config as Compress
+from agent_forge.pipeline.catalogue import phases
 from agent_forge.pipeline.run_all import compose_run
 
 
@@ -21,13 +22,15 @@ def plain(config: Any) -> dict[str, Any]:
     return values
 
 
-@pytest.mark.parametrize(
-    ("phase", "schema"), [("bake", Bake), ("compress", Compress)]
-)  # compress: its section chooses another option of a group
-def test_a_phase_alone_takes_what_a_run_would_give_it(phase: str, schema: type) -> None:
-    run = compose_run(["experiment=smollm2"]).phases[phase]
-    alone = compose(phase, schema, ["experiment=smollm2", "sources=[x]", "out=y"])
-    by_file = compose(phase, schema, ["sources=[x]", "out=y"], "smollm2")
+@pytest.mark.parametrize("phase", phases())
+def test_a_phase_alone_takes_what_a_run_would_give_it(phase: str) -> None:
+    """compress: its section chooses another option of a group. bitnet: it has a part whose name is
+    that of a phase. evomerge: a run chooses a smaller search.
+    """
+    choice = ["search=nano"] if phase == "evomerge" else []
+    run, schema = compose_run(["experiment=smollm2"]).phases[phase], phases()[phase].config
+    alone = compose(phase, schema, [*choice, "experiment=smollm2", "sources=[x]", "out=y"])
+    by_file = compose(phase, schema, [*choice, "sources=[x]", "out=y"], "smollm2")
     assert plain(alone) == plain(run) == plain(by_file)
     assert alone.gate.items == run.gate.items
 
@@ -50,10 +53,10 @@ def test_an_experiment_that_says_nothing_of_a_phase_is_refused() -> None:
 def test_real_models_are_gated_on_skills_at_every_step_and_over_the_chain(
     experiment: str, suite: str
 ) -> None:
-    phases = compose_run([f"experiment={experiment}"]).phases
+    configs = compose_run([f"experiment={experiment}"]).phases
     if experiment == "smollm2_tools":
-        phases = {"bake": phases["bake"]}
-    for name, config in phases.items():
+        configs = {"bake": configs["bake"]}
+    for name, config in configs.items():
         assert config.gate.tasks[suite] >= 0.9, name
         assert config.gate.chain[suite] >= 0.85, name
         assert "text" in config.gate.tasks, name

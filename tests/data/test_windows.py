@@ -100,7 +100,7 @@ def test_prompts_are_cut_on_the_left_and_bos_stays(
     assert len(texts[0]) == 10
     assert caplog.text.count("cut on the left") == 1
     bos = short_model.config.bos_token_id
-    prompt = windows.fitting_prompt([bos, *long], 10, POSITIONS, bos)
+    prompt = windows.fitting_prompt([bos, *long], 10, POSITIONS, [bos])
     assert prompt == [bos, *long[-21:]]
     with pytest.raises(ConfigError, match="32 new tokens leave no room"):
         models.generate(short_model, [long], models.Decoding(max_new_tokens=POSITIONS))

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from agent_forge import evaluate
 from agent_forge.config import DataConfig
 from agent_forge.core.errors import ConfigError
 from agent_forge.evaluate import harness
+from tests import tiny_families
 
 needs_harness = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None, reason="lm-eval (extra eval) is not installed"
@@ -75,3 +77,38 @@ def test_a_task_file_of_the_user_needs_no_network_and_a_wrong_name_is_refused(
     assert {row["metric"]: row["value"] for row in scored} == {"acc": 0.5, "acc_bytes": 0.5}
     with pytest.raises(ConfigError, match="no task arc_eazy"):
         harness.score(tiny_llama, tiny_tokenizer, ["arc_eazy"], "test", 4, context)
+
+
+@needs_harness
+@pytest.mark.parametrize("adds", [True, False])
+def test_prompts_begin_with_bos_once_where_the_tokenizer_puts_it(
+    context: evaluate.EvalContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adds: bool
+) -> None:
+    """Those of a task file of the user, and ours, which bring it."""
+    words = tiny_families.tokenizer(more=["<bos>"], bos_token="<bos>" if adds else None)
+    if adds:
+        tiny_families.beginning_with(words, "<bos>")
+    model = tiny_families.build("gemma3_text", vocab_size=len(words))
+    seen: list[list[int]] = []
+    call = type(model).__call__
+
+    def noted(self: Any, ids: Any, *rest: Any, **more: Any) -> Any:
+        seen.extend(ids.tolist())
+        return call(self, ids, *rest, **more)
+
+    monkeypatch.setattr(type(model), "__call__", noted, raising=False)
+    data = tmp_path / "mine.jsonl"
+    row = {"prompt": "what is 48", "choices": [" plus", " 77"], "expected": 0}
+    data.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    content = harness.CHOICE_FILE.format(name="mine", file=json.dumps(str(data)))
+    (tmp_path / "mine.yaml").write_text(content, encoding="utf-8")
+    for name in ("mine", "forge_hellaswag"):
+        harness.score(model, words, [name], "test", 2, context, tmp_path)
+        rows, seen[:] = list(seen), []
+        assert rows
+        for ids in rows:
+            if adds:
+                assert ids[0] == words.bos_token_id
+                assert ids[1] != words.bos_token_id
+            else:
+                assert ids.count(words.convert_tokens_to_ids("<bos>")) == 0

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from agent_forge.anatomy.stack import Matrix, blocks, stream_out
 from agent_forge.anatomy.watch import After, watching
-from agent_forge.data.windows import cut_left, positions
+from agent_forge.data.windows import begin_ids, cut_left, positions
 
 
 @torch.no_grad()
@@ -36,7 +36,8 @@ def measure_influence(
         for texts in (plain, tasks):
             watch.clear()
             for ids in texts:
-                fitting = cut_left(ids, positions(model.config) or len(ids))
+                limit = positions(model.config) or len(ids)
+                fitting = cut_left(ids, limit, begin_ids(model.config))
                 model(input_ids=torch.tensor([fitting], device=model.device), use_cache=False)
             means.append(
                 {layer: total / watch.tokens[layer] for layer, total in watch.stream.items()}

@@ -22,7 +22,7 @@ from agent_forge import data, evaluate
 from agent_forge.core import registry
 from agent_forge.core.errors import DataError
 from agent_forge.core.seeds import numpy_generator, seed_for
-from agent_forge.data.windows import cut_left, positions
+from agent_forge.data.windows import begin_ids, cut_left, positions
 from agent_forge.evaluate.engine import MaskedRow
 
 Losses = dict[str, NDArray[np.float64]]  # kind -> (n, 2): nats, tokens
@@ -211,7 +211,8 @@ class Drift:
 
     def __init__(self, model: PreTrainedModel, rows: Sequence[MaskedRow]) -> None:
         limit = positions(model.config)
-        cut = [cut_left(ids, limit or len(ids)) for ids, _ in rows]
+        begin = begin_ids(model.config)
+        cut = [cut_left(ids, limit or len(ids), begin) for ids, _ in rows]
         self._ids = [torch.tensor([ids], device=model.device) for ids in cut]
         self._before = [self._log_probabilities(model, ids) for ids in self._ids]
 

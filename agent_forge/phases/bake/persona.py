@@ -19,7 +19,7 @@ from agent_forge.core.device import sent
 from agent_forge.core.errors import ConfigError
 from agent_forge.core.seeds import numpy_generator
 from agent_forge.data import encode_prompt, split_of, stop_ids, turn_end
-from agent_forge.data.windows import fitting_prompt, positions
+from agent_forge.data.windows import begin_ids, fitting_prompt, positions
 from agent_forge.evaluate.tasks.persona import KINDS, TOPICS
 from agent_forge.phases.bake import TraitConfig
 
@@ -76,9 +76,8 @@ def teach(
         encode_prompt(tokenizer, [*system, {"role": "user", "content": text}]) for text in texts
     ]
     limit = positions(model.config)
-    prompted = [
-        fitting_prompt(ids, config.reply_tokens, limit, tokenizer.bos_token_id) for ids in prompted
-    ]
+    begin = begin_ids(model.config)
+    prompted = [fitting_prompt(ids, config.reply_tokens, limit, begin) for ids in prompted]
     answers = models.generate(
         model,
         prompted,

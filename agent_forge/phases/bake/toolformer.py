@@ -19,7 +19,7 @@ from torch.nn import functional
 from agent_forge.agent import format_response
 from agent_forge.data import encode_prompt, turn_end
 from agent_forge.data.chat import encode_content
-from agent_forge.data.windows import fitting_prompt, positions
+from agent_forge.data.windows import begin_ids, fitting_prompt, positions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -77,13 +77,11 @@ def answer_losses(
     included.
     """
     end = turn_end(tokenizer)
-    limit = positions(model.config)
+    limit, begin = positions(model.config), begin_ids(model.config)
     rows = []
     for messages, answer in zip(conversations, answers, strict=True):
         answer_ids = [*encode_content(tokenizer, "assistant", answer), *end]
-        prompt = fitting_prompt(
-            encode_prompt(tokenizer, messages), len(answer_ids), limit, tokenizer.bos_token_id
-        )
+        prompt = fitting_prompt(encode_prompt(tokenizer, messages), len(answer_ids), limit, begin)
         rows.append((prompt, answer_ids))
     lengths = [len(prompt) + len(answer) for prompt, answer in rows]
     order = sorted(range(len(rows)), key=lengths.__getitem__)
