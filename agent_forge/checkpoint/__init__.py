@@ -1,6 +1,6 @@
 """The checkpoint directory: atomic writes, verified reads, lineage, locks, resumable workspaces."""
 
-from agent_forge.checkpoint.directory import Checkpoint, expand, open, write
+from agent_forge.checkpoint.directory import Checkpoint, expand, open, refuse_to_replace, write
 from agent_forge.checkpoint.lending import readable
 from agent_forge.checkpoint.lock import DirectoryLock
 from agent_forge.checkpoint.workspace import Workspace, record_dir
@@ -13,5 +13,6 @@ __all__ = [
     "open",
     "readable",
     "record_dir",
+    "refuse_to_replace",
     "write",
 ]

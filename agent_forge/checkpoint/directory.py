@@ -28,7 +28,7 @@ from agent_forge.checkpoint.manifest import (
     weight_bytes,
     write_manifest,
 )
-from agent_forge.core.errors import CheckpointError, PhaseError, did_you_mean
+from agent_forge.core.errors import CheckpointError, ConfigError, PhaseError, did_you_mean
 
 IMPORTED = (".gguf", ".bin", ".whl")  # kinds of files that `forge import` reads
 
@@ -187,6 +187,28 @@ def open(path: Path | str, *, verify: bool = True) -> Checkpoint:
                 f"{path / MANIFEST} is damaged: its id does not fit its file hashes; restore it"
             )
     return Checkpoint(path, manifest)
+
+
+def refuse_to_replace(target: Path, replaceable: Callable[[Manifest], bool]) -> None:
+    """Raise ConfigError where something lies at `target` that would be lost under a new checkpoint.
+
+    An empty directory is free, and so is a checkpoint whose manifest is `replaceable`.
+    """
+    if target.exists() and not target.is_dir():
+        raise ConfigError(f"{target} is a file; name a directory")
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if not (target / MANIFEST).is_file():
+        raise ConfigError(
+            f"{target} holds files that are no checkpoint, and they would be lost; name a new or an "
+            "empty directory"
+        )
+    manifest = read_manifest(target)
+    if not replaceable(manifest):
+        raise ConfigError(
+            f"{target} holds another checkpoint ({manifest.phase}, id {manifest.id[:10]}), which "
+            "would be lost; name another directory, or remove it first"
+        )
 
 
 def expand(paths: Sequence[str | Path], *, verify: bool = True) -> list[Checkpoint]:

@@ -26,6 +26,7 @@ def encrypt(source: Path, target: Path, recipients: Sequence[str] = ()) -> Check
     Raises CheckpointError where `source` is damaged or encrypted already, ConfigError without keys.
     """
     opened = directory.open(source)
+    check_target(target, opened)
     if opened.manifest.encryption:
         raise CheckpointError(f"{source} is encrypted already; --rotate gives it other keys")
     keys = age.recipients(recipients)
@@ -41,6 +42,7 @@ def encrypt(source: Path, target: Path, recipients: Sequence[str] = ()) -> Check
 def rotate(source: Path, target: Path, recipients: Sequence[str] = ()) -> Checkpoint:
     """Encrypt an encrypted checkpoint for other recipients; needs one of its present keys."""
     opened = _opened_encrypted(source)
+    check_target(target, opened)
     old, keys = age.identities(), age.recipients(recipients)
 
     def fill(folder: Path) -> None:
@@ -59,6 +61,7 @@ def decrypt(source: Path, target: Path) -> Checkpoint:
     manifest names; `target` then holds what it held before.
     """
     opened = _opened_encrypted(source)
+    check_target(target, opened)
     keys = age.identities()
 
     def fill(folder: Path) -> None:
@@ -95,6 +98,11 @@ def _write_manifest(folder: Path, manifest: Manifest, keys: Sequence[Any]) -> No
     }
     entry = {"format": FORMAT, "recipients": sorted(map(str, keys)), "files": files}
     write_manifest(folder, replace(manifest, extra={**manifest.extra, ENCRYPTION: entry}))
+
+
+def check_target(target: Path, opened: Checkpoint) -> None:
+    """Raise ConfigError where something else than the checkpoint itself lies at `target`."""
+    directory.refuse_to_replace(target, lambda old: old.id == opened.id)
 
 
 def _written(target: Path, fill: Callable[[Path], None]) -> Checkpoint:

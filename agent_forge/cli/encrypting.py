@@ -62,7 +62,8 @@ def encrypt_command(
 
         if new_key and recipient:
             raise ConfigError("--new-key makes the recipient; leave --recipient out")
-        directory.open(path, verify=False)  # no key is made for a directory that is not there
+        # No key is made where nothing can be encrypted.
+        encryption.check_target(out or path, directory.open(path, verify=False))
         if new_key:
             public = age.new_identity()
             console().print(f"wrote a key to {age.key_file()}; keep a copy of it", markup=False)

@@ -407,8 +407,8 @@ def read_yaml(path: Path) -> Any:
         raise ConfigError(
             f"{path} is not UTF-8: byte {error.start} is {content_byte(error)}; save it as UTF-8"
         ) from None
-    loader = yaml.SafeLoader(content)
     try:
+        loader = yaml.SafeLoader(content)  # raises too: for characters that YAML does not allow
         return loader.get_single_node(), loader
     except yaml.YAMLError as error:
         text = " ".join(str(error).split())

@@ -51,8 +51,16 @@ def read_document(content: bytes | str) -> Any:
     """
     try:
         return typed(yaml.load(content, _Loader))  # noqa: S506 - the loader is a safe one
+    except RecursionError:  # an alias inside of what it names
+        raise ConfigError("not valid YAML: it holds itself, or is too deep") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"not valid YAML: {' '.join(str(error).split())}") from None
+
+
+def text_of(content: bytes) -> str:
+    """Return the text of a YAML file: UTF-16 where it begins as that does, else UTF-8."""
+    is_wide = content[:2] in (b"\xff\xfe", b"\xfe\xff")
+    return content.decode("utf-16" if is_wide else "utf-8-sig")
 
 
 def typed(value: Any, text: bool = False) -> Any:

@@ -21,7 +21,7 @@ from agent_forge.core.errors import ConfigError, StorageError
 from agent_forge.merge import heads, make_plan, read_recipe, special_tokens, stream
 from agent_forge.merge.arrays import float_dtype
 from agent_forge.merge.card import merge_card
-from agent_forge.merge.document import read_document
+from agent_forge.merge.document import read_document, text_of
 from agent_forge.merge.layers import NESTED, stack_config
 from agent_forge.merge.prepared import CONFIG, GENERATION, MergeJob, MergeSource
 from agent_forge.merge.settle import (
@@ -73,7 +73,7 @@ def prepare(path: Path, *, seed: int = 0, threads: int = 0, shard_bytes: int = 0
         shard_bytes=shard_bytes, seed=seed, threads=threads or stream.threads_here(),
     )  # fmt: skip
     job = MergeJob(
-        recipe=recipe, text=path.read_text(encoding="utf-8"), sources=sources, donor=donor,
+        recipe=recipe, text=text_of(path.read_bytes()), sources=sources, donor=donor,
         plan=plan, layout=stream.lay_out(plan, files, settings), settings=settings, tokens=tokens,
         notes=notes,
     )  # fmt: skip

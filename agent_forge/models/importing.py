@@ -62,7 +62,8 @@ def import_model(
     base: the model that a LoRA adapter at `source` is for; it is merged into it.
 
     Raises CheckpointError when the source is of no known kind, damaged, asks to run code, or has no
-    tokenizer, and for a base beside a source that is not an adapter.
+    tokenizer, and for a base beside a source that is not an adapter; ConfigError where something
+    else than an earlier import of this source lies at `out`.
     """
     source, out = Path(source), Path(out)
     is_adapter = source.is_dir() and bool(wrapped_names.adapter_in(source))
@@ -70,6 +71,9 @@ def import_model(
         raise CheckpointError(f"{source} is not a LoRA adapter, so it needs no --base")
     if not source.exists():
         raise CheckpointError(f"nothing to import at {source}")
+    checkpoint.refuse_to_replace(
+        out, lambda old: old.phase == "import" and old.config.get("source") == source.name
+    )
     registration.register()
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(

@@ -348,3 +348,63 @@ def test_only_what_the_system_refuses_is_shown_as_one_line(capsys: pytest.Captur
     for number in (errno.ENOENT, errno.EINVAL, errno.EBADF):
         with pytest.raises(OSError, match="a defect"), one_line_errors():
             raise OSError(number, "a defect")
+
+
+def test_no_command_takes_the_place_of_other_files(
+    cli: Cli, tiny_checkpoint: Checkpoint, llama_config: LlamaConfig,
+    tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path,
+) -> None:  # fmt: skip
+    """A folder of notes, and a checkpoint of another kind, are never replaced by a new checkpoint."""
+    models.save(LlamaForCausalLM(llama_config).eval(), tiny_tokenizer, tmp_path / "plain")
+    notes, other = tmp_path / "notes", tmp_path / "other"
+    notes.mkdir()
+    (notes / "mine.txt").write_text("mine", encoding="utf-8")
+    shutil.copytree(tiny_checkpoint.path, other)
+    kept = (other / "forge.json").read_bytes()
+    for place in (notes, other):
+        for command in (
+            ["import", str(tmp_path / "plain")],
+            ["encrypt", str(tiny_checkpoint.path)],
+        ):
+            if command[0] == "encrypt" and place == other:
+                continue  # the same content in another form
+            result = cli(*command, "--out", str(place))
+            assert result.exit_code == 2, result.stderr
+            assert "would be lost; name" in result.stderr
+    assert (notes / "mine.txt").read_text(encoding="utf-8") == "mine"
+    assert (other / "forge.json").read_bytes() == kept
+    assert cli("import", str(tmp_path / "plain"), "--out", str(tmp_path / "new")).exit_code == 0
+    again = cli("import", str(tmp_path / "plain"), "--out", str(tmp_path / "new"))
+    assert again.exit_code == 0, again.stderr
+    (tmp_path / "empty").mkdir()
+    assert cli("import", str(tmp_path / "plain"), "--out", str(tmp_path / "empty")).exit_code == 0
+
+
+def test_a_file_of_tools_cannot_end_the_command(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "leaves.py").write_text("import sys\nsys.exit(0)\n", encoding="utf-8")
+    result = cli("tools", "check", str(tmp_path / "leaves.py"))
+    assert result.exit_code == 2
+    assert result.stderr == f"forge: {tmp_path / 'leaves.py'}:2: SystemExit: 0\n"
+
+
+def test_a_character_that_yaml_does_not_allow_is_named(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "nul.yaml").write_bytes(b"seed: \x00\n")
+    result = cli("bitnet", "--config", str(tmp_path / "nul.yaml"), "--dry-run")
+    assert result.exit_code == 2
+    assert "nul.yaml is not valid YAML: unacceptable character #x0000" in result.stderr
+    recipe = cli("merge", str(tmp_path / "nul.yaml"), "--dry-run")
+    assert recipe.exit_code == 2
+    assert "nul.yaml: not valid YAML: unacceptable character #x0000" in recipe.stderr
+
+
+def test_a_recipe_in_utf_16_is_read_and_one_that_holds_itself_is_refused(
+    cli: Cli, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    recipe = f"merge_method: passthrough\nmodels:\n- model: {tiny_checkpoint.path}\n"
+    (tmp_path / "wide.yaml").write_bytes(recipe.encode("utf-16"))
+    result = cli("merge", str(tmp_path / "wide.yaml"), "--out", str(tmp_path / "merged"))
+    assert result.exit_code == 0, result.stderr
+    (tmp_path / "loop.yaml").write_text("models: &x [*x]\n", encoding="utf-8")
+    refused = cli("merge", str(tmp_path / "loop.yaml"), "--dry-run")
+    assert refused.exit_code == 2
+    assert "not valid YAML: it holds itself" in refused.stderr

@@ -96,6 +96,8 @@ def test_the_written_file_is_what_was_scored_and_opens_by_itself(
     before = measure.losses(models.load(tiny_checkpoint), windows)
     again = measure.quality(measure.losses(models.load(written), windows), before)
     assert again["quality"] == report.metrics["quality"]
+    worst = min(("text", "tools"), key=lambda kind: float(report.metrics[f"{kind}_kept"]))
+    assert f"of the parent's (perplexity on {worst}, the worst kind)" in report.summary
     assert again["quality"] >= 0.9
     stored = sum(row["bytes"] for row in report.tables["tensors"])
     assert stored <= size <= stored + 16_000

@@ -172,7 +172,7 @@ def _run_file(path: Path, digest: str) -> ModuleType:
     try:
         with _searched(path.resolve().parent):
             spec.loader.exec_module(module)
-    except Exception as error:  # it is anybody's code: told in one line, with its file and line
+    except (Exception, SystemExit) as error:  # anybody's code: one line, with its file and line
         del sys.modules[name]
         raise ConfigError(f"{_where(error, path)}: {type(error).__name__}: {error}") from error
     return module
@@ -188,7 +188,7 @@ def _searched(folder: Path) -> "Iterator[None]":
         sys.path.remove(str(folder))
 
 
-def _where(error: Exception, path: Path) -> str:
+def _where(error: BaseException, path: Path) -> str:
     """Return the place in the user's own file where an error came up."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}:{error.lineno}"

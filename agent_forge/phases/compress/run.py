@@ -324,10 +324,11 @@ def _report(
         "seed_share": round(by_codec.get("seedlm", 0) / total, 5),
         **figures,
     }
+    worst = min(texts.shares(phase.config), key=lambda kind: float(figures[f"{kind}_kept"]))
     summary = (
         f"{size:,} bytes: {100 * size / fp32_bytes:.1f}% of fp32, {100 * metrics['bytes_of_parent']:.0f}% of the parent's "
         f"{parent.manifest.deployable_bytes:,} bytes; quality {figures['quality']:.3f} of the parent's "
-        "(perplexity, worst kind); "
+        f"(perplexity on {worst}, the worst kind); "
         f"bits per byte kept on text that was not in the calibration: {evaluate.kept_text(figures)}"
     )
     shares = [
