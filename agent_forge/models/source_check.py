@@ -4,14 +4,17 @@ Reads its JSON files and the headers of its weights; writes nothing. Every refus
 and what to do.
 """
 
+import inspect
 import json
 import logging
+import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Tokenizer
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from agent_forge.core.errors import CheckpointError
 from agent_forge.merge.files import INDEX, WEIGHTS, ModelFiles
@@ -69,6 +72,7 @@ def read_config(directory: Path) -> Any:
     unknown = sorted(
         key for key, value in _object(path).items() if key not in known and value is not None
     )
+    unknown = [key for key in unknown if not _reads(config, key)]
     if unknown:
         _log.warning(
             "%s: transformers has no field for %s: kept, but nothing is known to read it",
@@ -76,6 +80,22 @@ def read_config(directory: Path) -> Any:
             ", ".join(unknown),
         )
     return config
+
+
+def _reads(config: PreTrainedConfig, key: str) -> bool:
+    """Return whether the code of the model reads a key that its config has no field for.
+
+    Qwen3-MoE's does so with head_dim.
+    """
+    module = type(config).__module__.replace(".configuration_", ".modeling_")
+    try:
+        source = inspect.getsource(import_module(module))
+    except (ImportError, OSError):
+        return False
+    return (
+        f'config, "{key}"' in source
+        or re.search(rf"config\.{re.escape(key)}\b", source) is not None
+    )
 
 
 def _object(path: Path) -> dict[str, Any]:

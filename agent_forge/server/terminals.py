@@ -23,7 +23,7 @@ from agent_forge.checkpoint.lock import LOCK_NAME
 from agent_forge.checkpoint.manifest import MANIFEST
 from agent_forge.core.events import EventReader
 from agent_forge.pipeline.catalogue import phases
-from agent_forge.pipeline.outcome import EVENTS, JOB, OUTCOME, read_job
+from agent_forge.pipeline.outcome import EVENTS, JOB, OUTCOME
 from agent_forge.server import jobs, records, store
 from agent_forge.server.jobs import RUN_ALL, TERMINAL, Job, JobState
 from agent_forge.server.store import Attempt
@@ -149,8 +149,10 @@ def _is_of_a_run(name: str) -> bool:
 
 
 def _phase(place: Path) -> str | None:
-    job = read_job(place)
-    return job["phase"] if job else None  # it is being dropped, or was never whole
+    try:
+        return str(json.loads((place / JOB).read_text(encoding="utf-8"))["phase"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # it is being dropped, or was never whole
 
 
 def _state(run: FoundRun) -> JobState:
@@ -187,7 +189,7 @@ def _starter_lives(place: Path) -> bool:
         process = psutil.Process(pid)
         is_older = process.create_time() <= _time(place / JOB) + CLOCK_SECONDS
         return is_older and process.status() != psutil.STATUS_ZOMBIE
-    except (OSError, ValueError, KeyError, psutil.Error):
+    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
         return False
 
 

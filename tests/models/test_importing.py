@@ -24,6 +24,7 @@ from agent_forge import checkpoint, models, runtime
 from agent_forge.core.errors import CheckpointError
 from agent_forge.models import source_check
 from agent_forge.models.importing import import_model
+from tests import tiny_families
 
 IDS = torch.arange(12)[None]
 
@@ -327,6 +328,20 @@ def test_a_damaged_settings_file_is_named(
     (plain / file).write_text(content)
     with pytest.raises(CheckpointError, match=message):
         import_model(plain, tmp_path / "out")
+
+
+def test_a_key_that_the_models_own_code_reads_is_not_called_unread(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Qwen3-MoE has no field for head_dim, and takes it from the config all the same."""
+    model = tiny_families.build("qwen3_moe", **tiny_families.FAMILIES["qwen3_moe"])
+    place = tiny_families.save(tmp_path / "hf", model, tiny_families.tokenizer())
+    settings = json.loads((place / "config.json").read_text())
+    assert settings["head_dim"] == 16
+    (place / "config.json").write_text(json.dumps({**settings, "half_gate": True}))
+    imported = models.load(import_model(place, tmp_path / "out"))
+    assert "no field for half_gate: kept" in caplog.text
+    assert tiny_families.relative_error(imported, model) == 0
 
 
 def test_a_key_that_transformers_has_no_field_for_is_told_and_kept(
