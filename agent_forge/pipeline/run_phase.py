@@ -290,8 +290,8 @@ def _refuse_other_settings(record: Path, job: Mapping[str, Any]) -> None:
         raise ConfigError(
             f"{job['config']['out']} was begun by {begun['phase']}; set out= to another directory"
         )
-    changed = differences(begun["config"], job["config"])
-    if begun["sources"] != job["sources"]:
+    changed = differences(begun.get("config") or {}, job["config"])
+    if begun.get("sources") != job["sources"]:
         changed.append("the content of its sources")
     if begun.get("data") != job["data"] and not any(
         text.startswith("data.text") for text in changed
