@@ -177,7 +177,7 @@ def _read_folder(folder: Path, name: str, encoding: str, ignored: Collection[str
 
 
 def _read_file(file: Path, encoding: str, ignored: Collection[str]) -> Iterator[str]:
-    if file.suffix in ROW_SUFFIXES:
+    if file.suffix.lower() in ROW_SUFFIXES:
         rows = ((f"{file}, row {i}", row) for i, row in enumerate(rows_of(file, encoding), start=1))
         usable = 0
         for text in _texts(rows, ignored):
@@ -189,7 +189,7 @@ def _read_file(file: Path, encoding: str, ignored: Collection[str]) -> Iterator[
     if is_index(file):
         yield from documents_in(file)
         return
-    if file.suffix not in SUFFIXES:
+    if file.suffix.lower() not in SUFFIXES:
         raise DataError(f"{file}: unknown kind of file; known: {', '.join(SUFFIXES)}")
     yield read_text(file, encoding)
 

@@ -26,6 +26,10 @@ _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }  # fmt: skip
+# What compressed files begin with; no text does.
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip", b"PK\x03\x04": "zip", b"\xfd7zX": "xz", b"\x28\xb5\x2f\xfd": "zstd",
+}  # fmt: skip
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
 
 
@@ -45,7 +49,7 @@ def read_rows(name: str, encoding: str = UTF8) -> Iterator[tuple[str, dict[str, 
         files = files_under(path, ROW_SUFFIXES)
         if not files:
             raise DataError(f"data.rows={name}: no {', '.join(ROW_SUFFIXES)} file under it")
-    elif path.is_file() and path.suffix in ROW_SUFFIXES:
+    elif path.is_file() and path.suffix.lower() in ROW_SUFFIXES:
         files = [path]
     else:
         what = "is of another kind" if path.exists() else "does not exist"
@@ -77,15 +81,15 @@ def files_under(folder: Path, suffixes: Sequence[str] = SUFFIXES) -> list[Path]:
     paths = [
         Path(place) / name for place, _, names in os.walk(folder, onerror=refuse) for name in names
     ]
-    return sorted(path for path in paths if path.suffix in suffixes and path.is_file())
+    return sorted(path for path in paths if path.suffix.lower() in suffixes and path.is_file())
 
 
 def rows_of(file: Path, encoding: str = UTF8) -> Iterator[dict[str, Any]]:
     """Yield the rows of one file, without their nulls. Raises DataError naming it."""
-    if file.suffix == ".parquet":
+    if file.suffix.lower() == ".parquet":
         rows = _parquet_rows(file)
     else:
-        rows = (_jsonl_rows if file.suffix == ".jsonl" else _json_rows)(file, encoding)
+        rows = (_jsonl_rows if file.suffix.lower() == ".jsonl" else _json_rows)(file, encoding)
     try:
         yield from map(without_nulls, rows)
     except OSError as error:
@@ -144,7 +148,12 @@ def _is_null(value: object) -> bool:
 
 
 def _refuse_other_mark(head: bytes, file: Path, encoding: str) -> None:
-    """Raise DataError when a file begins with the byte-order mark of another encoding."""
+    """Raise DataError when a file begins with the byte-order mark of another encoding, or as a
+    compressed file does.
+    """
+    for start, name in _COMPRESSED.items():
+        if head.startswith(start):
+            raise DataError(f"{file} is compressed ({name}); unpack it first")
     for mark, name in _MARKS.items():
         if head.startswith(mark):
             if not codecs.lookup(encoding).name.startswith(name):

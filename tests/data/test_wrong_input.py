@@ -2,9 +2,12 @@
 file, row and remedy.
 """
 
+import gzip
 import json
+import lzma
 import os
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +16,7 @@ from typing import Any
 import pytest
 
 from agent_forge.core.errors import ConfigError, DataError
-from agent_forge.data import rows
+from agent_forge.data import files, rows
 from agent_forge.data.documents import check_source, read_source, row_text
 from agent_forge.data.inspection import inspect_rows
 from agent_forge.data.tokenizer import train_tokenizer
@@ -260,3 +263,30 @@ def test_a_row_that_would_lose_a_key_or_never_ends_is_refused(
     (tmp_path / "a.json").write_text(f"[{row}]", encoding="utf-8")
     with pytest.raises(DataError, match=message.replace(r"a\.jsonl:1", r"a\.json")):
         list(read_source(str(tmp_path / "a.json")))
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "text.txt"])
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_a_compressed_file_under_the_name_of_text_is_called_that(
+    tmp_path: Path, name: str, encoding: str
+) -> None:
+    """Another encoding, which other bytes are answered with, would train on what is no text."""
+    content = b'{"messages": [{"role": "user", "content": "a"}]}\n'
+    file = tmp_path / name
+    with zipfile.ZipFile(tmp_path / "z", "w") as archive:
+        archive.writestr("rows", content)
+    for kind, packed in (
+        ("gzip", gzip.compress(content)), ("xz", lzma.compress(content)),
+        ("zip", (tmp_path / "z").read_bytes()),
+    ):  # fmt: skip
+        file.write_bytes(packed)
+        with pytest.raises(DataError) as caught:
+            list(read_source(str(file), encoding))
+        assert str(caught.value) == f"{file} is compressed ({kind}); unpack it first"
+
+
+def test_the_kind_of_a_file_may_be_written_in_capitals(tmp_path: Path) -> None:
+    file = tmp_path / "ROWS.JSONL"
+    file.write_text('{"text": "a"}\n', encoding="utf-8")
+    assert list(files.rows_of(file)) == [{"text": "a"}]
+    assert files.files_under(tmp_path) == [file]
