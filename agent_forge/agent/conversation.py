@@ -45,18 +45,34 @@ class Conversation:
         enabled = ", ".join(self.agent.toolbox.names) or "none"
         head = f"{escape(title)}\ntools: {enabled}\n/help lists the commands\n{KEYS}"
         self.console.print(Panel(head, title="Agent Forge", expand=False))
+        is_leaving = False  # Ctrl-C reached the process, not the reader, at the last prompt
         while True:
             try:
                 line = read().strip()
-            except (EOFError, KeyboardInterrupt):
+            except EOFError:
                 self.console.print()
                 return
+            except KeyboardInterrupt:
+                self.console.print()
+                if is_leaving:
+                    return
+                is_leaving = True
+                self._note("Ctrl-C once more leaves")
+                continue
+            is_leaving = False
             if line == "/quit":
                 return
-            if line.startswith("/"):
-                self.run_command(line)
-            elif line:
-                self.answer(line)
+            try:
+                self._take(line)
+            except KeyboardInterrupt:  # before an answer began, or in a command
+                self._note("stopped")
+
+    def _take(self, line: str) -> None:
+        """Run a command, or answer a message."""
+        if line.startswith("/"):
+            self.run_command(line)
+        elif line:
+            self.answer(line)
 
     def confirm(self, question: Confirmation) -> bool:
         """Ask whether a destructive call may run with these arguments; only "y" or "yes" is yes."""

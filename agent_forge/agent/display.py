@@ -11,6 +11,7 @@ from rich.console import Console
 
 from agent_forge.agent.calls import BrokenCall, Call
 from agent_forge.agent.events import AgentEvent, Called, Done, Finish, Ran, Said, Thought, record
+from agent_forge.core.events import json_safe
 
 # C0 has its own signs in Unicode; C1 and DEL get the one for characters that cannot be shown.
 _SIGNS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
@@ -37,7 +38,7 @@ class JsonDisplay:
 
     def show(self, event: AgentEvent) -> None:
         """Print one event."""
-        line = json.dumps(record(event), ensure_ascii=False)
+        line = json.dumps(json_safe(record(event)), ensure_ascii=False, allow_nan=False)
         self.console.file.write(line + "\n")
         self.console.file.flush()
 

@@ -56,7 +56,7 @@ class Store:
             self.connection = self._connect(read_only)
         except (sqlite3.Error, OSError) as error:
             raise StorageError(
-                f"cannot open the memory file {self.path}: {error}; name another file"
+                f"cannot open {self.path}: {error}; name another file, or free some space"
             ) from error
 
     def _connect(self, read_only: bool) -> sqlite3.Connection:

@@ -103,11 +103,14 @@ def chat_command(
     with one_line_errors(verbose):
         from agent_forge.agent.chat import Talk, chat
         from agent_forge.agent.loop import Opening
+        from agent_forge.config.limits import Device as DeviceName
         from agent_forge.config.limits import Encoding
         from agent_forge.core.errors import ConfigError
 
         if Encoding().wrong(encoding):
             raise ConfigError(f"--encoding must be {Encoding()}, got '{encoding}'")
+        if DeviceName().wrong(device):
+            raise ConfigError(f"--device must be {DeviceName()}, got '{device}'")
         changes = {
             "temperature": temperature, "max_new_tokens": max_new_tokens, "allow": allow,
         }  # fmt: skip

@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import typer
 
@@ -18,6 +19,7 @@ REFUSED = frozenset({
     errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC, errno.EDQUOT,
     errno.EFBIG, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE,
 })  # fmt: skip
+WRITES = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 SHOWN = 100  # characters of a path
 
 
@@ -48,7 +50,13 @@ def _show(line: str, verbose: bool) -> None:
 
 def _refusal(error: OSError) -> str:
     """Return what the system refused, and of which file where it says so."""
+    from agent_forge.checkpoint import atomic
+
     name = error.filename
     path = os.fsdecode(name) if isinstance(name, (str, bytes)) else ""
+    if path and error.errno in WRITES:
+        place = Path(path)
+        is_ours = place.name.startswith(atomic.TEMPORARY)
+        return str(atomic.storage_error(error, place.parent if is_ours else place, 0))
     place = f"{path[:SHOWN]}\N{HORIZONTAL ELLIPSIS}" if len(path) > SHOWN else path
     return f"{place}{': ' if place else ''}{error.strerror}"

@@ -22,7 +22,7 @@ from rich.progress import (
 from rich.table import Column, Table
 
 from agent_forge.cli.layout import wrapped
-from agent_forge.core.events import Event
+from agent_forge.core.events import Event, json_safe
 
 LINE_SECONDS = 5.0
 INDENT = 2  # columns by which the lines after the first are moved in
@@ -93,7 +93,7 @@ class Display:
 
     def _choose(self) -> Callable[[Event], None]:
         if self.as_json:
-            return lambda event: print(json.dumps(asdict(event)), flush=True)
+            return lambda event: print_json_line(asdict(event))
         if self.console.is_terminal and os.environ.get("TERM") != "dumb":
             return self._live
         return self._lines
@@ -223,8 +223,8 @@ def _escape(text: str) -> str:
 
 
 def print_json_line(value: object) -> None:
-    """Print a value as one JSON line on stdout, after the events that went there."""
-    print(json.dumps(value, default=str), flush=True)
+    """Print a value as one line of strict JSON on stdout, after the events that went there."""
+    print(json.dumps(json_safe(value), default=str, allow_nan=False), flush=True)
 
 
 def print_json(value: object) -> None:

@@ -26,8 +26,11 @@ def pick_device(name: str) -> "torch.device":
         return torch.device("cpu") if accelerator is None else _own(accelerator)
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"runtime.device: {error}; try runtime.device=auto") from None
+    except RuntimeError:
+        raise ConfigError(
+            f"runtime.device must be auto, cpu, cuda, cuda:1, mps or another device of PyTorch, got "
+            f"'{name}'"
+        ) from None
     if device.type != "cpu" and not (
         torch.accelerator.is_available()
         and device.type == torch.accelerator.current_accelerator().type  # type: ignore[union-attr]

@@ -81,7 +81,7 @@ class EventLog:
             seq=self._seq, time=time.time(), kind=kind, phase=self.phase, attempt=self.attempt,
             **fields,
         )  # fmt: skip
-        event.metrics = {name: _plain(value) for name, value in event.metrics.items()}
+        event.metrics = json_safe(event.metrics)
         if self._file is not None:
             os.write(self._file, (json.dumps(asdict(event)) + "\n").encode())
         for listener in self.listeners:
@@ -260,10 +260,14 @@ def _end_torn_line(path: Path) -> None:
                 file.write(b"\n")
 
 
-def _plain(value: Any) -> Any:
-    """Make a metric JSON-safe: numbers of numpy and torch become Python's, NaN and infinities
-    become text.
+def json_safe(value: Any) -> Any:
+    """Return a value as JSON has it, at every depth: numbers of numpy and torch become Python's, NaN
+    and infinities become text, which strict readers take.
     """
+    if isinstance(value, Mapping):
+        return {key: json_safe(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_safe(entry) for entry in value]
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float) and not math.isfinite(value):

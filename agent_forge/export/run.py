@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from agent_forge import checkpoint
 from agent_forge.checkpoint import atomic
 from agent_forge.core.errors import CheckpointError, ConfigError, GateError, did_you_mean
 from agent_forge.export import FORMATS, Exported, card
@@ -57,6 +58,8 @@ def export(
         raise ConfigError(
             f"no format '{format_name}'{did_you_mean(format_name, FORMATS)}; known: {known}"
         )
+    if not source.is_dir():
+        checkpoint.open(source)  # raises, and names what may be meant
     if not (source / "config.json").is_file():
         raise CheckpointError(f"{source} holds no model: config.json is missing")
     if check and format_name not in ("gguf", "ollama"):

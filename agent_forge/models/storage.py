@@ -29,6 +29,8 @@ SAMPLING = (
 )  # fmt: skip
 _log = logging.getLogger("agent_forge")
 # Names of dtypes in a safetensors header; only their lengths matter here.
+# The key under which a tokenizer of transformers notes that it has warned of a long text.
+TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"
 _DTYPE_CODES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
     torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
@@ -128,6 +130,8 @@ def load_tokenizer(source: Checkpoint | Path | str) -> PreTrainedTokenizerFast:
     if limit is not None and tokenizer.model_max_length > limit:
         # Code that cuts windows of tokens goes by the tokenizer's length.
         tokenizer.model_max_length = limit
+    # transformers would warn of indexing errors; longer rows are cut, or scored in windows, here.
+    tokenizer.deprecation_warnings[TOO_LONG] = True
     return tokenizer
 
 

@@ -316,3 +316,34 @@ def test_control_characters_do_nothing_on_a_terminal_and_pass_through_a_pipe() -
     evil = "a\x1b]0;title\x07b\x9b2J"
     assert "a␛]0;title␇b\ufffd2J" in printed(lambda c: show(TextDisplay(c), evil), terminal=True)
     assert printed(lambda c: show(TextDisplay(c), evil)) == f"{evil}\n"
+
+
+def test_ctrl_c_between_prompt_and_answer_does_not_end_the_chat(
+    tiny_llama: LlamaForCausalLM, tiny_tokenizer: PreTrainedTokenizerFast,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The signal comes where no reader takes the key: while a message is taken, or a command runs."""
+    console = Console(file=StringIO(), width=80, highlight=False)
+    conversation = Conversation(Agent(tiny_llama, tiny_tokenizer), console, TextDisplay(console))
+    messages: list[str] = []
+
+    def interrupted(text: str) -> None:
+        messages.append(text)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(conversation, "answer", interrupted)
+    monkeypatch.setattr(conversation, "run_command", interrupted)
+    words: list[str | None] = ["one", None, "/memory", None, None, "never read"]
+
+    def read() -> str:
+        word = words.pop(0)
+        if word is None:
+            raise KeyboardInterrupt
+        return word
+
+    conversation.converse("x", read)
+    assert messages == ["one", "/memory"]
+    assert words == ["never read"]  # twice in a row leaves
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert shown.count("stopped") == 2
+    assert shown.count("Ctrl-C once more leaves") == 2

@@ -345,6 +345,10 @@ def test_only_what_the_system_refuses_is_shown_as_one_line(capsys: pytest.Captur
         raise PermissionError(errno.EACCES, "Permission denied", "a/" + "b" * 200)
     assert left.value.exit_code == 74
     assert capsys.readouterr().err == f"forge: a/{'b' * 98}…: Permission denied\n"
+    with pytest.raises(typer.Exit), one_line_errors():
+        raise OSError(errno.EROFS, "Read-only file system", "disk/.tmp-import-1a2b")
+    said = capsys.readouterr().err
+    assert said.startswith("forge: cannot write disk: Read-only file system; name a directory that")
     for number in (errno.ENOENT, errno.EINVAL, errno.EBADF):
         with pytest.raises(OSError, match="a defect"), one_line_errors():
             raise OSError(number, "a defect")
@@ -360,7 +364,7 @@ def test_no_command_takes_the_place_of_other_files(
     notes.mkdir()
     (notes / "mine.txt").write_text("mine", encoding="utf-8")
     shutil.copytree(tiny_checkpoint.path, other)
-    kept = (other / "forge.json").read_bytes()
+    before = (other / "forge.json").read_bytes()
     for place in (notes, other):
         for command in (
             ["import", str(tmp_path / "plain")],
@@ -372,7 +376,7 @@ def test_no_command_takes_the_place_of_other_files(
             assert result.exit_code == 2, result.stderr
             assert "would be lost; name" in result.stderr
     assert (notes / "mine.txt").read_text(encoding="utf-8") == "mine"
-    assert (other / "forge.json").read_bytes() == kept
+    assert (other / "forge.json").read_bytes() == before
     assert cli("import", str(tmp_path / "plain"), "--out", str(tmp_path / "new")).exit_code == 0
     again = cli("import", str(tmp_path / "plain"), "--out", str(tmp_path / "new"))
     assert again.exit_code == 0, again.stderr
@@ -408,3 +412,24 @@ def test_a_recipe_in_utf_16_is_read_and_one_that_holds_itself_is_refused(
     refused = cli("merge", str(tmp_path / "loop.yaml"), "--dry-run")
     assert refused.exit_code == 2
     assert "not valid YAML: it holds itself" in refused.stderr
+
+
+def test_exporting_what_is_not_there_names_what_may_be_meant(
+    cli: Cli, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_checkpoint.path, tmp_path / "my model")
+    result = cli("export", str(tmp_path / "my modle"), "--out", "x.gguf")
+    assert result.exit_code == 74
+    assert result.stderr == (
+        f"forge: no checkpoint at {tmp_path / 'my modle'}; did you mean 'my model'?\n"
+    )
+
+
+def test_a_device_that_no_machine_has_is_named_with_its_option(
+    cli: Cli, tiny_checkpoint: Checkpoint
+) -> None:
+    result = cli("chat", str(tiny_checkpoint.path), "hi", "--device", "banana")
+    assert result.exit_code == 2
+    assert result.stderr.startswith(
+        "forge: --device must be auto, cpu, cuda, cuda:1, mps or another"
+    )

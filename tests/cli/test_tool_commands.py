@@ -113,3 +113,17 @@ def test_arguments_are_read_as_the_schema_means_them(words: list[str], arguments
 def test_words_that_are_no_arguments_are_refused(word: str) -> None:
     with pytest.raises(ConfigError):
         read_arguments([word], {})
+
+
+def test_numbers_that_json_does_not_have_are_text_in_json(tmp_path: Path) -> None:
+    file = tmp_path / "back.py"
+    file.write_text(
+        'def back(x: float) -> float:\n    """Return x."""\n    return x\n', encoding="utf-8"
+    )
+    for word in ("NaN", "Infinity", "-Infinity", "1e999"):
+        result = CliRunner().invoke(
+            app, ["tools", "call", str(file), "back", f"x={word}", "--json"]
+        )
+        assert result.exit_code == 0, result.output
+        line = json.loads(result.stdout, parse_constant=lambda name: pytest.fail(name))
+        assert line["arguments"]["x"] == str(float(word.lower().replace("infinity", "inf")))

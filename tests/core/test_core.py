@@ -120,3 +120,14 @@ def test_memory_that_is_freed_and_wanted_again_is_not_fetched_from_the_kernel_ag
     if not worked:
         pytest.skip("this C library has no mallopt")
     assert faults["kept"] < 0.1 * faults["plain"]
+
+
+def test_events_hold_strict_json_at_every_depth(tmp_path: Path) -> None:
+    """A browser reads no NaN, and one such figure would cost it the whole line."""
+    log = EventLog(tmp_path / "events.jsonl", "train")
+    rows = [{"loss": float("nan"), "best": [1.0, float("inf")]}]
+    log.progress("steps", 1, 2, {"loss": float("-inf"), "population": rows})
+    log.close()
+    (line,) = (tmp_path / "events.jsonl").read_text(encoding="utf-8").splitlines()
+    metrics = json.loads(line, parse_constant=lambda name: pytest.fail(name))["metrics"]
+    assert metrics == {"loss": "-inf", "population": [{"loss": "nan", "best": [1.0, "inf"]}]}

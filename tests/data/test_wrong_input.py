@@ -270,7 +270,7 @@ def test_a_row_that_would_lose_a_key_or_never_ends_is_refused(
 def test_a_compressed_file_under_the_name_of_text_is_called_that(
     tmp_path: Path, name: str, encoding: str
 ) -> None:
-    """Another encoding, which other bytes are answered with, would train on what is no text."""
+    """Another encoding, which other bytes are answered with, would train on bytes that hold no text."""
     content = b'{"messages": [{"role": "user", "content": "a"}]}\n'
     file = tmp_path / name
     with zipfile.ZipFile(tmp_path / "z", "w") as archive:

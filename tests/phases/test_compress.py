@@ -756,6 +756,10 @@ def test_the_work_of_the_phase_counts_each_measured_allocation_and_recovery() ->
     for curve_too, files in (("false", 0), ("true", 2)):
         config = compose("compress", Config, [*overrides, f"curve.enabled={curve_too}"])
         assert config.work_tokens() == pytest.approx(8 * 64 + (5 + 2 + files) * measured + recovery)
+    # A size gives one allocation, and so does coding by three codecs in turn: nothing is searched.
+    for one in (["budget.quality_floor=0", "budget.bytes_ratio=0.1"], ["mode=stacked"]):
+        sized = compose("compress", Config, [*overrides, *one])
+        assert sized.work_tokens() == pytest.approx(8 * 64 + 2 * measured + recovery)
 
 
 def test_the_header_of_a_file_is_never_larger_than_is_reckoned_and_not_by_much(

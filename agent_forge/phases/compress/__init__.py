@@ -143,10 +143,13 @@ class Config(PhaseConfig):
         kinds = sum(share > 0 for share in self.calibration.mix.values())
         measured = self.measure.windows * self.measure.length_tokens * kinds / 3
         files = len(self.curve.bytes_ratios) if self.curve.enabled else 0
+        # A floor is searched for; a size gives one allocation, and stacked codecs have but one.
+        is_searched = self.budget.quality_floor > 0 and self.mode == "allocate"
+        allocations = self.budget.search_steps + 2 if is_searched else 2
         recover = self.recover
         recovery = 4 / 3 * recover.steps * recover.rows * recover.length_tokens
         recovery += recover.block_steps * self.calibration.length_tokens
-        return calibration + (self.budget.search_steps + 2 + files) * measured + recovery
+        return calibration + (allocations + files) * measured + recovery
 
     def step_tokens(self) -> float:
         """Return the tokens of one window, forward and backward."""
