@@ -66,8 +66,15 @@ def _history() -> Any:
 def _keys() -> "KeyBindings":
     """Return the keys: Enter sends, Alt-Enter begins a line, Ctrl-C clears the line or leaves."""
     from prompt_toolkit.key_binding import KeyBindings
+    from prompt_toolkit.keys import Keys
 
     keys = KeyBindings()
+
+    @keys.add(Keys.Vt100MouseEvent)
+    def pass_over(event: Any) -> None:
+        # A colour code (ESC [31m), pasted where the terminal does not mark pasting, reads as a mouse
+        # event; the library's own handler would raise ValueError for one of so few numbers.
+        del event
 
     @keys.add("enter")
     def send(event: Any) -> None:

@@ -127,12 +127,14 @@ def test_lines_are_edited_remembered_and_cleared(
     shell.expect("GOT 'whole'")
     shell.type("\x1b[200~pasted\r\nlines\x1b[201~" + ENTER)
     shell.expect(r"GOT 'pasted\\nlines'")
+    shell.type("a \x1b[31mred\x1b[0m line" + ENTER)  # pasted, and not marked so
+    shell.expect("GOT 'a red line'")
     shell.type("x" + CTRL_C + CTRL_C)
     shell.expect("LEFT")
     assert shell.status() == 0
     assert (tmp_path / "agent-forge" / "chat_history").stat().st_mode & 0o777 == 0o600
     again = start("-c", READER)
-    again.type(UP + ENTER)
+    again.type(UP + UP + ENTER)
     again.expect(r"GOT 'pasted\\nlines'")
     again.type(CTRL_D)
     again.expect("LEFT")
