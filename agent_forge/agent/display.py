@@ -4,6 +4,7 @@ On a terminal, control characters of the model and of tools are shown as signs, 
 sequence could otherwise change what the terminal shows. A pipe gets the text as it is.
 """
 
+import codecs
 import json
 from typing import Any, Protocol
 
@@ -38,7 +39,10 @@ class JsonDisplay:
 
     def show(self, event: AgentEvent) -> None:
         """Print one event."""
-        line = json.dumps(json_safe(record(event)), ensure_ascii=False, allow_nan=False)
+        # A stream that is not UTF-8 would put question marks in place of letters.
+        encoding = getattr(self.console.file, "encoding", None) or "utf-8"
+        is_utf8 = codecs.lookup(encoding).name == "utf-8"
+        line = json.dumps(json_safe(record(event)), ensure_ascii=not is_utf8, allow_nan=False)
         self.console.file.write(line + "\n")
         self.console.file.flush()
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from agent_forge import checkpoint, data, models
 from agent_forge.agent import Agent, AgentSettings, Call, Memory, Tool, format_call
 from agent_forge.agent.chat import Talk, chat
 from agent_forge.agent.conversation import COMMANDS, Conversation
-from agent_forge.agent.display import TextDisplay
+from agent_forge.agent.display import JsonDisplay, TextDisplay
 from agent_forge.agent.events import Done, Said, Thought, Usage
 from agent_forge.agent.loop import Opening
 from agent_forge.checkpoint import Checkpoint
@@ -347,3 +347,13 @@ def test_ctrl_c_between_prompt_and_answer_does_not_end_the_chat(
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert shown.count("stopped") == 2
     assert shown.count("Ctrl-C once more leaves") == 2
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("ascii", b"\\u00f6"), ("utf-8", b"\xc3\xb6")])
+def test_json_loses_no_letter_on_a_stream_that_lacks_it(encoding: str, shown: bytes) -> None:
+    raw = BytesIO()
+    stream = TextIOWrapper(raw, encoding=encoding, errors="replace")
+    JsonDisplay(Console(file=stream)).show(Said("gr\u00f6\u00dfer"))
+    stream.flush()
+    assert shown in raw.getvalue()
+    assert json.loads(raw.getvalue())["text"] == "gr\u00f6\u00dfer"
