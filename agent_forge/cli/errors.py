@@ -55,8 +55,8 @@ def _refusal(error: OSError) -> str:
     name = error.filename
     path = os.fsdecode(name) if isinstance(name, (str, bytes)) else ""
     if path and error.errno in WRITES:
-        place = Path(path)
-        is_ours = place.name.startswith(atomic.TEMPORARY)
-        return str(atomic.storage_error(error, place.parent if is_ours else place, 0))
+        file = Path(path)
+        is_ours = file.name.startswith(atomic.TEMPORARY)
+        return str(atomic.storage_error(error, file.parent if is_ours else file, 0))
     place = f"{path[:SHOWN]}\N{HORIZONTAL ELLIPSIS}" if len(path) > SHOWN else path
     return f"{place}{': ' if place else ''}{error.strerror}"
