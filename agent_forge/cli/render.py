@@ -196,6 +196,9 @@ def _figures(event: Event, count: int = 4) -> str:
     for name, value in event.metrics.items():
         if isinstance(value, list):
             continue
+        if name.endswith("_bytes") and isinstance(value, (int, float)):
+            parts.append(f"{_words(name.removesuffix('_bytes'))} {words.size(value)}")
+            continue
         figure = words.number(value) if isinstance(value, (int, float)) else str(value)
         is_rate = name == "tokens_per_second"
         parts.append(f"{figure} tokens/s" if is_rate else f"{_words(name)} {figure}")

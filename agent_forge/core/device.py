@@ -110,6 +110,16 @@ def free_bytes(device: "torch.device") -> int:
     return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
 
 
+def used_bytes(device: "torch.device") -> int:
+    """Return the bytes in use now: a GPU's by this process's tensors, else the process's own."""
+    import psutil
+    import torch
+
+    if device.type == "cuda":
+        return int(torch.cuda.memory_allocated(device))
+    return int(psutil.Process().memory_info().rss)
+
+
 def has_bfloat16(device: "torch.device") -> bool:
     """Return whether an accelerator multiplies bfloat16 in hardware (CUDA), or at all (others)."""
     import torch

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from agent_forge.checkpoint.workspace import Workspace
 from agent_forge.config import RuntimeConfig
 from agent_forge.config.compose import default_runtime
-from agent_forge.core.device import keep_freed_memory
+from agent_forge.core.device import keep_freed_memory, used_bytes
 from agent_forge.core.errors import ConfigError, PhaseError
 from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import seed_for
@@ -232,7 +232,10 @@ class _Stage:
             compiler.note(seconds, self.schedule.steps - self.progress.next_step)
             self.progress.compile_choice = compiler.choice
             collect(self.progress.next_step)
-            shown = {"loss": record.loss, "tokens_per_second": record.tokens / seconds}
+            shown = {
+                "loss": record.loss, "tokens_per_second": record.tokens / seconds,
+                "memory_bytes": used_bytes(self.device),
+            }  # fmt: skip
             self.events.progress(self.stage, self.progress.next_step, self.schedule.steps, shown)
 
     def _take_step(self, step: int) -> StepRecord:

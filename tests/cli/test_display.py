@@ -104,11 +104,16 @@ def test_a_piped_line_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_figures_are_rounded_and_named_in_words() -> None:
-    metrics = {"loss": 5.41987, "tokens_per_second": 17.0112, "entropy_cost": 0.00001}
+    metrics = {
+        "loss": 5.41987, "tokens_per_second": 17.0112, "memory_bytes": 812_000_000,
+        "entropy_cost": 0.00001,
+    }  # fmt: skip
     (line,) = lines_of(
         [event("progress", stage="memory_integration", step=3, total=5, metrics=metrics)]
     )
-    assert line == ("bitnet · memory integration 3/5 loss 5.42, 17 tokens/s, entropy cost 0.00001")
+    assert line == (
+        "bitnet · memory integration 3/5 loss 5.42, 17 tokens/s, memory 812 MB, entropy cost 0.00001"
+    )
 
 
 def test_brackets_of_a_message_are_no_markup() -> None:

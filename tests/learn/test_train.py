@@ -470,6 +470,8 @@ def test_progress_events_carry_loss_and_speed(tiny_llama: LlamaForCausalLM, tmp_
     assert [event.step for event in result] == list(range(1, STEPS + 1))
     assert [event.metrics["loss"] for event in result] == [record.loss for record in records]
     assert all(event.metrics["tokens_per_second"] > 0 for event in result)
+    # A process with torch has more than 50 MB.
+    assert all(event.metrics["memory_bytes"] > 50e6 for event in result)
 
 
 def test_nothing_to_train_is_a_config_error(tiny_llama: LlamaForCausalLM, tmp_path: Path) -> None:
