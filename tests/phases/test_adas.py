@@ -40,6 +40,7 @@ from agent_forge.phases.adas.pool import (
     EDITS,
     RUNTIME,
     Subject,
+    activation,
     architecture,
     operators,
     singular,
@@ -558,6 +559,59 @@ def test_skipping_a_layer_equals_the_model_without_it(model, bench):
     expected = logits_of(model)
     model.model.layers = layers
     assert torch.allclose(result, expected, atol=1e-5)
+
+
+def test_edits_along_a_direction_change_what_lies_along_it_by_their_factor_and_nothing_else():
+    """Three layers of four matrices; the direction of each layer is another unit vector."""
+    generator = torch.Generator().manual_seed(0)
+    roles = ("attention_out", "mlp_out", "query", "mlp_in")
+    matrices = [
+        SimpleNamespace(name=f"{role}{layer}", role=role, layer=layer)
+        for layer in range(3)
+        for role in roles
+    ]
+    weights = {m.name: torch.randn(6, 6, generator=generator) for m in matrices}
+    subject = Subject(
+        matrices=matrices, weight=weights.__getitem__, heads=3, kv_heads=3, influence={}, share={},
+        stream={layer: 5.0 * torch.eye(6)[2 * layer] for layer in range(3)}, rank_share=1.0,
+        density=1.0,
+    )  # fmt: skip
+    writers, every = ("attention_out", "mlp_out"), (0, 1, 2)
+    factors = {
+        "ablate_direction": (0.0, (1,), writers),
+        "ablate_everywhere": (0.0, every, writers),
+        "reflect_direction": (-1.0, (1,), writers),
+        "weaken_direction": (0.5, every, writers),
+        "amplify_direction": (1.5, every, writers),
+        "amplify_last": (2.0, (2,), writers),
+        "amplify_attention": (1.5, every, ("attention_out",)),
+        "amplify_mlp": (1.5, every, ("mlp_out",)),
+    }
+    for edit in activation.TECHNIQUES:
+        changed = edit.apply(subject)
+        if edit.name in factors:
+            factor, layers, changed_roles = factors[edit.name]
+            assert set(changed) == {f"{role}{layer}" for layer in layers for role in changed_roles}
+            for name, weight in changed.items():
+                expected = weights[name].clone()
+                expected[2 * int(name[-1])] *= factor
+                torch.testing.assert_close(weight, expected)
+    reading = {edit.name: edit.apply(subject) for edit in activation.TECHNIQUES}
+    blind = reading["ablate_reading"]
+    assert set(blind) == {"query1", "mlp_in1"}
+    for name, weight in blind.items():
+        expected = weights[name].clone()
+        expected[:, 2] = 0.0
+        torch.testing.assert_close(weight, expected)
+    (name, weight), *others = reading["amplify_head"].items()
+    assert (name, others) == ("attention_out1", [])
+    heads = [head.norm() for head in weights[name].chunk(3, dim=1)]
+    along = [head[2].norm() for head in weights[name].chunk(3, dim=1)]
+    best = max(range(3), key=lambda k: float(along[k] / heads[k]))
+    expected = weights[name].clone()
+    expected[:, 2 * best : 2 * best + 2] *= 2
+    torch.testing.assert_close(weight, expected)
+    assert {*factors, "ablate_reading", "amplify_head"} == set(reading)
 
 
 def test_an_ablated_direction_is_never_written():
