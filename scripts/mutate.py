@@ -59,7 +59,12 @@ ROOMS = {
     "learn": ("agent_forge/learn", ["tests/learn"]),
     "evaluate": (
         "agent_forge/evaluate",
-        ["tests/evaluate", "tests/pipeline/test_gate.py", "tests/phases/test_bake_own.py"],
+        [
+            "tests/evaluate",
+            "tests/pipeline/test_gate.py",
+            "tests/phases/test_bake_own.py",
+            "tests/data/test_asking.py",
+        ],
     ),
     "search": ("agent_forge/search", ["tests/search"]),
     "checkpoint": ("agent_forge/checkpoint", ["tests/checkpoint"]),

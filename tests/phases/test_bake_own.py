@@ -149,6 +149,87 @@ def test_fewer_distinct_questions_than_asked_for_are_said(
     assert [said in one.getMessage() for one in caplog.records] == [True] * warned
 
 
+def test_questions_of_a_tool_come_in_the_shares_of_their_kinds(tools: tuple[Tool, ...]) -> None:
+    """A tenth asks for two things, a tenth lacks an argument that the user then names."""
+    drawing = own_traces._TraceDrawing(
+        np.random.default_rng(0), own.toolbox(tools, []), sort(errors=True), "train"
+    )
+    one = own_traces.asked_of(tools[0], ["convert"])
+    traces = [own_traces._with_tool(drawing, one, [one]) for _ in range(600)]
+    assert all(trace is not None for trace in traces)
+    for calls, turns, share in ((1, 1, 0.8), (2, 1, 0.1), (1, 3, 0.1)):
+        count = sum(
+            len(trace["calls"]) == calls and trace["prompt_turns"] == turns for trace in traces
+        )
+        assert count / 600 == pytest.approx(share, abs=0.05)  # four standard deviations
+
+
+def test_questions_of_no_tool_come_in_the_shares_of_their_kinds(tools: tuple[Tool, ...]) -> None:
+    generator = np.random.default_rng(0)
+    small_talk = {one[0] for one in own_traces.schemas.GENERAL}
+    traces = [own_traces._without_tool(generator, tools, "train") for _ in range(400)]
+    questions = [trace["messages"][0]["content"] for trace in traces]
+    share = np.mean([question in small_talk for question in questions])
+    assert share == pytest.approx(0.3, abs=0.09)
+    for trace in traces:
+        assert trace["stages"] == [trace["messages"][0]["content"]]
+        assert trace["answer"] == trace["messages"][-1]["content"]
+        assert (trace["calls"], trace["prompt_turns"], trace["filtered"]) == ([], 1, False)
+
+
+def test_a_tool_that_fails_sixty_times_in_a_row_ends_the_making_of_traces() -> None:
+    failures = {"broken": 0}
+    for _ in range(own_traces.PATIENCE - 1):
+        own_traces._count_failure(failures, "broken", None)
+    own_traces._count_failure(failures, "broken", {})  # one that works starts the count anew
+    for _ in range(own_traces.PATIENCE - 1):
+        own_traces._count_failure(failures, "broken", None)
+    with pytest.raises(PhaseError, match="tool 'broken' failed on 60 questions in a row"):
+        own_traces._count_failure(failures, "broken", None)
+
+
+def test_half_of_the_results_that_are_nearly_always_the_same_are_shown_as_others() -> None:
+    def trace(name: str, *results: str, failed: bool = False) -> dict[str, Any]:
+        return {
+            "calls": [{"name": name, "arguments": {}} for _ in results], "results": list(results),
+            "messages": [{"role": r, "content": ""} for r in ("user", "assistant", "tool", "end")],
+            "answer": "", "failed": failed,
+        }  # fmt: skip
+
+    often = [trace("stuck", "21.5") for _ in range(200)]
+    rarely = [trace("stuck", "3.25") for _ in range(100)]
+    even = [trace("fair", result) for result in ("yes", "no") for _ in range(100)]
+    broken = [trace("stuck", "21.5", failed=True) for _ in range(20)]
+    double = [trace("stuck", "21.5", "21.5") for _ in range(20)]
+    every = [*often, *rarely, *even, *broken, *double]
+    shown = own_traces._with_other_results(np.random.default_rng(0), every)
+    changed = [old is not new for old, new in zip(every, shown, strict=True)]
+    assert not any(changed[200:])
+    assert np.mean(changed[:200]) == pytest.approx(0.5, abs=0.15)
+    for new in (new for old, new in zip(often, shown, strict=False) if old is not new):
+        (result,) = new["results"]
+        assert new["answer"] == new["messages"][-1]["content"] == own.say(result)
+        assert result in new["messages"][-2]["content"]
+        assert new["messages"][:2] == often[0]["messages"][:2]
+
+
+def test_a_listing_offers_all_tools_and_at_most_three_others_before_the_question(
+    tools: tuple[Tool, ...],
+) -> None:
+    generator = np.random.default_rng(0)
+    plain = {"messages": [{"role": "user", "content": "Hi"}], "prompt_turns": 1, "filtered": True}
+    counts = set()
+    for _ in range(60):
+        shown = own_traces._listed(generator, plain, tools, 1.0, "train")
+        assert shown["messages"][1:] == plain["messages"]
+        assert (shown["prompt_turns"], shown["filtered"]) == (2, False)
+        counts.add(len(shown["messages"][0]["tools"]) - len(tools))
+    assert counts == {0, 1, 2, 3}
+    listed = [own_traces._listed(generator, plain, tools, 0.3, "train") for _ in range(400)]
+    assert np.mean([one is not plain for one in listed]) == pytest.approx(0.3, abs=0.09)
+    assert own_traces._listed(generator, plain, tools, 0.0, "train") is plain
+
+
 def test_a_schema_without_code_gives_traces_that_end_with_the_call() -> None:
     tool = Tool(
         "book_table",
