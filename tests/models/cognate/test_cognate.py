@@ -50,6 +50,21 @@ def test_the_shipped_sizes_have_exactly_the_stated_parameters(name: str, expecte
     assert sum(p.numel() for p in model.parameters()) == expected
 
 
+def test_a_config_that_leaves_everything_out_means_the_shipped_model_and_its_first_branch() -> None:
+    """A config.json of another version may lack keys: then no other model may come of it."""
+    plain = CognateConfig().to_dict()
+    shape = yaml.safe_load((CONF / "25m.yaml").read_text())
+    assert {key: plain[key] for key in shape if key != "kind"} == {
+        key: value for key, value in shape.items() if key != "kind"
+    }
+    branch = yaml.safe_load((CONF.parent / "cognate.yaml").read_text())["reasoning"]
+    own = set(branch) & set(plain)
+    assert {"halting_threshold", "entropy_cost", "write_loss_weight", "novelty_weight"} <= own
+    assert {key: plain[key] for key in own} == {key: branch[key] for key in own}
+    assert (plain["rope_theta"], plain["rms_norm_eps"]) == (1e4, 1e-6)  # Llama's
+    assert plain["memory_gate_init"] == 0.1
+
+
 def test_one_loop_equals_the_plain_stack() -> None:
     model = tiny(max_loops=1)
     tokens = ids(2, 9)
