@@ -401,6 +401,57 @@ def test_edits_of_the_architecture_do_what_their_names_say():
     torch.testing.assert_close(centred - centred[:1], weight - weight[:1])
 
 
+def test_gains_are_joined_by_their_formulas_at_the_depth_of_their_layer():
+    gains = torch.tensor([[0.1, -0.2, 0.4, 0.3], [0.5, 0.1, -0.1, -0.2]])
+    alpha = torch.tensor([1.0, -0.5])
+    weighted = torch.tensor([[0.1, -0.2, 0.4, 0.3], [-0.25, -0.05, 0.05, 0.1]])
+    z = 1 + gains
+    softmax = alpha.exp() / alpha.exp().sum()
+    for join, expected in (
+        (singular._global, 0.25 * gains.sum(0)),
+        (singular._softmax, softmax[0] * gains[0] + softmax[1] * gains[1]),
+        (singular._geometric, z[0] / z[1].sqrt() - 1),
+        (singular._sign_consensus, torch.tensor([-0.25, -0.25, 0.45, 0.4])),
+        (singular._strongest, torch.tensor([-0.25, -0.2, 0.4, 0.3])),
+        (singular._trimmed, torch.tensor([-0.25, 0.0, 0.4, 0.3 + 0.1])),
+    ):
+        torch.testing.assert_close(join(gains, alpha, 0.5), expected, msg=join.__name__)
+    torch.testing.assert_close(weighted.sum(0), alpha @ gains)
+    # No strength at all adds nothing, and a gain of nearly -1 has a finite logarithm.
+    assert not singular._softmax(gains, 0 * alpha, 0.5).any()
+    low = singular._geometric(torch.tensor([[-0.99]]), torch.tensor([1.0]), 0.5)
+    assert float(low) == pytest.approx(0.1 - 1)
+    depths = []
+    bank = SimpleNamespace(
+        matrices=[SimpleNamespace(name=str(layer), layer=layer) for layer in range(4)], depth=4,
+        gains=[{str(layer): torch.ones(3) for layer in range(4)}], spread=lambda _, gain: 2 * gain,
+    )  # fmt: skip
+    added = singular.joined(lambda g, a, depth: depths.append(depth) or a[0] * g[0])(bank, [0.5])
+    assert depths == [0.0, 0.25, 0.5, 0.75]
+    assert all(torch.equal(one, torch.ones(3)) for one in added.values())
+
+
+def test_two_experts_are_enough_for_every_composition_and_none_for_no_one(bank):
+    """What needs two of them adds nothing for one."""
+    for name, composition in COMPOSITIONS.items():
+        assert composition.needs in (1, 2), name
+        assert composition(bank, (0.0, 0.0, 0.0)) == {} or not any(
+            tensor.any() for tensor in composition(bank, (0.0, 0.0, 0.0)).values()
+        ), name
+        assert (composition(bank, (0.0, 0.7, 0.0)) == {}) == (composition.needs == 2), name
+        assert composition(bank, (0.0, 0.7, 0.4)), name
+
+
+def test_votes_count_one_after_the_other_until_one_answer_has_enough():
+    def winner(texts, stop_after):
+        return runtime_search._winner([SimpleNamespace(text=t) for t in texts], stop_after).text
+
+    assert winner(["a", "b", "b"], 1) == "a"
+    assert winner(["a", "b", "b", "a", "a"], 2) == "b"
+    assert winner(["a", "b", "b", "a", "a"], 3) == "a"
+    assert winner(["a"], 3) == "a"
+
+
 def test_a_tenth_of_the_neurons_but_at_least_one_is_pruned_the_weakest_first():
     for columns, pruned in ((8, 1), (25, 2)):
         weight = torch.arange(columns, 0, -1.0).expand(3, -1).clone()

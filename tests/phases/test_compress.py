@@ -698,6 +698,44 @@ def test_the_interval_of_quality_is_the_interval_of_the_mean_over_windows() -> N
     assert figures["quality_high"] == pytest.approx(math.exp(-float(means.mean()) + half), abs=1e-4)
 
 
+def test_the_report_counts_weights_by_codec_and_sizes_in_shares_and_bits() -> None:
+    rows = [
+        {"shape": shape, "codec": codec}
+        for shape, codec in (("4x5", "seedlm(block=8)"), ("2x10", "seedlm"), ("10x6", "raw"))
+    ]
+    weight = run_module.Weight(file_bytes=100, fp32_bytes=400, memory_bytes=150)
+    parent = SimpleNamespace(manifest=SimpleNamespace(deployable_bytes=200))
+    phase = SimpleNamespace(sources=[parent], config=SimpleNamespace(mode="allocated"))
+    figures = {"quality": 0.9, "unseen_python_kept": {"value": 0.8}}
+    report = run_module._report(phase, weight, rows, figures)
+    assert report.tables["weights by codec"] == [
+        {"codec": "raw", "weights": 60, "share": 0.6},
+        {"codec": "seedlm", "weights": 40, "share": 0.4},
+    ]
+    expected = {
+        "bytes": 100, "bytes_of_fp32": 0.25, "bytes_of_parent": 0.5, "bits_per_weight": 8.0,
+        "memory_bytes": 150, "seed_share": 0.4,
+    }  # fmt: skip
+    assert {key: report.metrics[key] for key in expected} == expected
+    assert report.summary.startswith(
+        "100 bytes: 25.0% of fp32, 50% of the parent's 200 bytes; quality 0.900 of the parent's"
+    )
+    phase.config.mode = "stacked"
+    assert run_module._report(phase, weight, rows, figures).summary.startswith("stacked for")
+
+
+def test_windows_of_one_token_count_in_the_interval_and_empty_ones_do_not() -> None:
+    rises, windows = torch.tensor([0.2, 0.4, 0.9, -0.1, 0.3, 0.1]).double(), [0, 0, 2, 5, 5, 5]
+    mean = float(rises.mean())
+    sums, counts = {0: 0.6, 2: 0.9, 5: 0.3}, {0: 2, 2: 1, 5: 3}
+    variance = sum((sums[w] - mean * counts[w]) ** 2 for w in sums) * 3 / 2
+    half = measure._half_interval(rises, torch.tensor(windows))
+    assert half == pytest.approx(1.96 * math.sqrt(variance) / 6)
+    two = measure._half_interval(rises[:3], torch.tensor([4, 4, 1]))
+    assert two == pytest.approx(1.96 * math.sqrt(2 * 2 * (0.6 - 2 * 0.5) ** 2) / 3)
+    assert measure._half_interval(rises, torch.zeros(6, dtype=torch.int64)) == math.inf
+
+
 def test_wrong_settings_and_parents_are_refused_before_any_work(
     config: Config, tiny_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
