@@ -9,7 +9,8 @@ a city. Nobody of this project wrote them. Two kinds of held-out questions are c
 the phase makes from the schemas, in sentence frames that no training question has, and the sixty of
 own_tools_questions.jsonl, which were written by hand before the first run (48 that need a tool, 12
 that none answers). Right is a question whose tools really ran with the right results and whose
-reply says them, or, where no tool fits, one that called nothing.
+reply says them, or, where no tool fits, one that called nothing. A model that the phase's gate
+refuses is asked all the same, and the result says that it was refused.
 """
 
 import argparse
@@ -26,7 +27,8 @@ from scripts.bench.result import Figure, Result, bars_met, here
 
 CLAIM = "A user's three functions, baked into SmolLM2-135M by one command, are used rightly"
 BAR = "at least 85% of 60 held-out questions right end to end, in 30 minutes of CPU time"
-LEAST_SHARE, MOST_MINUTES = 0.85, 30.0
+LEAST_SHARE, MOST_MINUTES, MOST_VOICE_NATS = 0.85, 30.0, 0.05
+GATE_REFUSED = 3  # exit code of a phase whose gate refused the result
 FUNCTIONS = '''"""Three functions of the Berkeley leaderboard's simulated services."""
 
 from bfcl_eval.eval_checker.multi_turn_eval.func_source_code.travel_booking import TravelAPI
@@ -60,14 +62,18 @@ def run(arguments: Sequence[str] = ()) -> Result:
     baked = args.work / "baked"
     minutes = forge(
         "bake", "experiment=smollm2_tools", f"sources=[{args.source}]", f"tools=[{tools}]",
-        f"out={baked}", *args.settings,
+        f"out={baked}", *args.settings, allowed=(0, GATE_REFUSED),
     )[1]  # fmt: skip
+    refused = not baked.exists()
+    if refused:
+        baked = baked.with_name(f"{baked.name}.rejected")
     metrics = json.loads((baked / "forge.json").read_text(encoding="utf-8"))["metrics"]
     scored, _ = forge(
         "eval", str(baked), "-t", "own_tools", f"tools=[{tools}]", f"eval.rows=[{args.questions}]",
         "-n", "60", "--json",
     )  # fmt: skip
     figures = _figures(metrics, json.loads(scored.splitlines()[-1]), minutes)
+    figures += _kept(metrics, refused=refused)
     for figure in figures:
         print(f"{figure.claim}: {figure.figure} {figure.unit} {figure.interval or ''}")
     return Result(
@@ -76,9 +82,9 @@ def run(arguments: Sequence[str] = ()) -> Result:
     )  # fmt: skip
 
 
-def forge(*words: str) -> tuple[str, float]:
+def forge(*words: str, allowed: Sequence[int] = (0,)) -> tuple[str, float]:
     """Run a command; return its output and the minutes of CPU time that it took. A command that
-    fails ends the bench.
+    ends with another code than those allowed ends the bench.
     """
     print("forge", *words, flush=True)
     before, start = _child_seconds(), time.monotonic()
@@ -88,7 +94,7 @@ def forge(*words: str) -> tuple[str, float]:
         text=True,
         check=False,
     )
-    if done.returncode:
+    if done.returncode not in allowed:
         raise SystemExit(done.returncode)
     minutes = (_child_seconds() - before) / 60
     print(f"{minutes:.1f} minutes of CPU time, {(time.monotonic() - start) / 60:.1f} by the clock")
@@ -125,4 +131,23 @@ def _figures(metrics: dict[str, Any], score: dict[str, Any], minutes: float) -> 
             bar=f"at most {MOST_MINUTES:.0f}", met=minutes <= MOST_MINUTES,
         ),
     ]  # fmt: skip
+    return figures
+
+
+def _kept(metrics: dict[str, Any], *, refused: bool) -> list[Figure]:
+    """Return what the model kept: its way of answering plain questions, and the gate's verdict."""
+    voice = metrics.get("voice change (nats per token)")
+    figures = [
+        Figure(
+            claim="the gate on text and skills passed (1: yes)", figure=float(not refused),
+            bar="passed", met=not refused,
+        )
+    ]  # fmt: skip
+    if voice is not None:
+        figures.append(
+            Figure(
+                claim="KL to the parent on plain questions", figure=round(voice, 3),
+                unit="nats per token", bar=f"below {MOST_VOICE_NATS}", met=voice < MOST_VOICE_NATS,
+            )
+        )  # fmt: skip
     return figures
