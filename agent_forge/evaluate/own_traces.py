@@ -57,7 +57,7 @@ JOINTS = ("Also, ", "And ", "Then ", "")
 CONSTANT_SHARE = 0.5  # a result that more of a tool's traces have is taken to be always the same
 REDRAWN_SHARE = 0.5  # traces that show another result, among those with such a one
 DISTRACTORS = 3  # most other tools in a listing
-SHARES = {"single": 0.8, "parallel": 0.1, "missing": 0.1}  # kinds of question that need a tool
+SHARES = {"single": 0.65, "parallel": 0.25, "missing": 0.1}  # kinds of question that need a tool
 OPTIONAL_SHARE = 0.35
 UNIT_SHARE = 0.35  # numbers with a unit behind them
 WHOLE_SHARE = 0.6  # questions in a whole form, where the tool has one
@@ -151,8 +151,9 @@ def make(
     seen, failures = set(refused), dict.fromkeys((tool.name for tool in tools), 0)
     traces: list[Trace] = []
     turn = misses = 0
+    is_plain = generator.random() < config.none_share
     while len(traces) < count and misses < MISSES * len(makers):
-        if generator.random() < config.none_share:
+        if is_plain:
             trace: Trace | None = _without_tool(generator, tools, split)
         else:
             # A tool without a new question left gives its turn to the next one.
@@ -165,8 +166,12 @@ def make(
         # Training may meet a question again: there are few ways to greet.
         if key in seen and (split != "train" or key in refused):
             misses += 1
+            # Of a kind that is used up nothing new comes.
+            is_plain = generator.random() < config.none_share
             continue
         turn, misses = turn + 1, 0
+        # Drawn anew only now, or calls that fail would leave more than a share without a tool.
+        is_plain = generator.random() < config.none_share
         if split != "train":
             seen.add(key)
         traces.append(_listed(generator, trace, tools, config.listed_share, split))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent_forge.agent.tool import Tool
+from agent_forge.agent.tool import Tool, ToolError
 from agent_forge.data.schemas import asking, requests, values, wording
 from agent_forge.data.schemas.values import SpokenValue
 from agent_forge.evaluate import own_traces
@@ -214,3 +214,29 @@ def test_another_result_has_the_same_form() -> None:
     assert set(drawn) == {"a", "b", "c"}
     assert isinstance(drawn["a"], int)
     assert drawn["b"][1:] == [None, True]
+
+
+def test_what_is_converted_from_never_stands_where_the_target_stands() -> None:
+    one = declaration(
+        "swap", "Swap coins.", value="number", base_currency="string", target_currency="string"
+    )
+    generator, phrases = np.random.default_rng(0), wording.phrases_of(one)
+    arguments = said(value="7", base_currency="AAA", target_currency="BBB")
+    texts = [wording.question(generator, ["swap coins"], phrases, arguments) for _ in range(300)]
+    assert any("from AAA" in text for text in texts)
+    assert any("in BBB" in text for text in texts)
+    assert not any("in AAA" in text for text in texts)
+
+
+def test_calls_that_fail_leave_the_share_without_a_tool_as_it_is() -> None:
+    def run(arguments: Any, _context: Any) -> str:
+        if arguments["ounce"] > 20:
+            raise ToolError("too many")
+        return "1"
+
+    schema = declaration("ounce_to_gram", ounce="number")
+    tool = Tool(schema["name"], "", schema["parameters"], run)
+    sort = SimpleNamespace(none_share=0.22, listed_share=0.0, errors=False, filter=False)
+    traces = own_traces.make([tool], sort, [], 400, "train", 0)
+    plain = np.mean([not trace["calls"] for trace in traces])
+    assert 0.14 < plain < 0.30  # four standard deviations

@@ -64,10 +64,6 @@ LEFT_AS_THEY_ARE = frozenset((
     "yaml", "csv", "html", "markdown", "upper", "lower", "mph",
 ))  # fmt: skip
 IRREGULAR = {"foot": "feet", "inch": "inches", "feet": "feet", "stone": "stones"}
-SOURCES, TARGETS = (
-    frozenset(("from", "source", "base", "old", "input")),
-    frozenset(("to", "target", "into", "new", "output", "destination")),
-)
 LOOKING = frozenset((
     "get", "find", "look", "lookup", "fetch", "retrieve", "return", "show", "tell", "give", "check",
     "read", "query", "search", "calculate", "compute", "determine", "estimate",
@@ -182,8 +178,8 @@ def _conversion(
         source_words, target_words = map(_spoken, units)
     else:
         others = [name for name in required if name != number]
-        sources = [name for name in others if SOURCES & set(words.split_words(name))]
-        targets = [name for name in others if TARGETS & set(words.split_words(name))]
+        sources = [name for name in others if words.SOURCES & set(words.split_words(name))]
+        targets = [name for name in others if words.TARGETS & set(words.split_words(name))]
         kinds = {values.kind_of(name, properties[name]) for name in others}
         if len(others) != 2 or len(sources) != 1 or len(targets) != 1 or "place" in kinds:
             return None

@@ -262,7 +262,11 @@ def _woven(properties: Mapping[str, Any], required: Sequence[str]) -> str:
 
 def _natural(name: str) -> list[str]:
     """Return how the value of an argument of this name can stand in a sentence without the name."""
-    return [form for word in words.split_words(name) for form in NATURAL.get(word, ())]
+    parts = words.split_words(name)
+    if len(parts) > 1 and parts[0] in words.SOURCES:
+        # "in USD" would be what is converted to, though `base_currency` is a currency.
+        return ["from {text}"]
+    return [form for word in parts for form in NATURAL.get(word, ())]
 
 
 LISTING = re.compile(

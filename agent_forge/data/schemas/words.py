@@ -210,6 +210,9 @@ CUES = {
     "quoted": ("message", "text", "title", "body", "note", "content", "sentence", "description",
     "comment"),
 }  # fmt: skip
+# Words in the names of what is converted from and to.
+SOURCES = frozenset(("from", "source", "base", "old", "input"))
+TARGETS = frozenset(("to", "target", "into", "new", "output", "destination"))
 # First words of names that say what a tool does.
 VERBS = frozenset(
     wording.partition(" ")[0] for wordings in ACTIONS for wording in wordings
