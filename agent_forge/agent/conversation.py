@@ -68,8 +68,10 @@ class Conversation:
                 self._note("stopped")
 
     def _take(self, line: str) -> None:
-        """Run a command, or answer a message."""
-        if line.startswith("/"):
+        """Run a command, or answer a message; what is not UTF-8 is dropped, and told of."""
+        if not line.isascii() and any("\ud800" <= sign <= "\udfff" for sign in line):
+            self._note("that line is not UTF-8, so it is dropped")
+        elif line.startswith("/"):
             self.run_command(line)
         elif line:
             self.answer(line)

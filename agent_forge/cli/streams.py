@@ -72,7 +72,8 @@ def prepare() -> None:
         sys.stderr = _null("w")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(
-            encoding="utf-8" if sys.stdin.encoding.lower() in ASCII else None, errors="replace"
+            encoding="utf-8" if sys.stdin.encoding.lower() in ASCII else None,
+            errors="surrogateescape",  # what reads it refuses such bytes; none is replaced unsaid
         )
     if isinstance(sys.stderr, io.TextIOWrapper):
         sys.stderr.reconfigure(errors=ON_ERROR)

@@ -357,3 +357,10 @@ def test_json_loses_no_letter_on_a_stream_that_lacks_it(encoding: str, shown: by
     stream.flush()
     assert shown in raw.getvalue()
     assert json.loads(raw.getvalue())["text"] == "gr\u00f6\u00dfer"
+
+
+def test_a_line_that_is_not_utf8_is_dropped_in_a_conversation(talk: Callable) -> None:
+    conversation, shown = talk("gr\udcf6sse", "/memory")
+    assert "that line is not UTF-8, so it is dropped" in shown
+    assert "nothing is remembered" in shown
+    assert not conversation.messages

@@ -118,3 +118,11 @@ def test_results_go_to_stdout_and_logs_to_stderr(
     )
     assert done.stdout.count(b"\n") == 1
     assert b"forge.json is damaged" in done.stderr
+
+
+def test_piped_bytes_that_are_not_utf_8_are_refused_and_not_replaced(
+    tiny_checkpoint: Checkpoint,
+) -> None:
+    done = shell(f"printf '\\377\\376h\\000i\\000' | $forge chat {tiny_checkpoint.path}")
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert done.stderr.startswith(b"forge: the message is not UTF-8 (character 0)")
