@@ -431,6 +431,128 @@ def test_gains_are_joined_by_their_formulas_at_the_depth_of_their_layer():
     assert all(torch.equal(one, torch.ones(3)) for one in added.values())
 
 
+def test_task_vectors_are_reduced_before_they_are_summed_as_their_names_say():
+    """Four layers of one attention and one MLP matrix; the second expert has a strength of 0."""
+    generator = torch.Generator().manual_seed(0)
+    matrices = [
+        SimpleNamespace(name=f"{part}{layer}", part=part, layer=layer)
+        for layer in range(1, 5)
+        for part in ("attention", "mlp")
+    ]
+    deltas = [{m.name: torch.randn(4, 6, generator=generator) for m in matrices} for _ in range(3)]
+    factors = {
+        m.name: torch.linalg.svd(torch.randn(4, 6, generator=generator), full_matrices=False)
+        for m in matrices
+    }
+    bank = SimpleNamespace(
+        matrices=matrices, deltas=deltas, factors=factors, gains=deltas, density=0.25, depth=4,
+        rank_share=0.5, spread=lambda name, gain: gain + float(name[-1]),
+    )  # fmt: skip
+    alpha = (0.5, 0.0, -2.0)
+    everything = {m.name for m in matrices}
+    added = {name: COMPOSITIONS[name](bank, alpha) for name in COMPOSITIONS if "_" in name and
+             COMPOSITIONS[name].family == "source"}  # fmt: skip
+    for name, parts in (("svf_all", "am"), ("svf_attention", "a"), ("svf_mlp", "m")):
+        assert set(added[name]) == {one for one in everything if one[0] in parts}
+        for one, value in added[name].items():
+            expected = 0.5 * deltas[0][one] - 2 * deltas[2][one] + float(one[-1])
+            torch.testing.assert_close(value, expected)
+    sums = {name: 0.5 * deltas[0][name] - 2 * deltas[2][name] for name in everything}
+    for name, members in (
+        ("task_full", everything),
+        ("task_mlp", {one for one in everything if one[0] == "m"}),
+        ("task_attention", {one for one in everything if one[0] == "a"}),
+        ("task_late", {"attention3", "mlp3", "attention4", "mlp4"}),
+    ):
+        assert set(added[name]) == members
+        for one in members:
+            torch.testing.assert_close(added[name][one], sums[one])
+    first, last = deltas[0]["mlp1"], deltas[2]["mlp1"]
+
+    def largest_quarter(delta):
+        return torch.where(delta.abs() >= delta.abs().flatten().sort().values[-6], delta, 0.0)
+
+    def longest_row(delta):
+        return delta * (delta.norm(dim=1) == delta.norm(dim=1).max())[:, None]
+
+    def half_rank(delta):
+        u, s, vh = torch.linalg.svd(delta, full_matrices=False)
+        return u[:, :2] @ torch.diag(s[:2]) @ vh[:2]
+
+    def signs(delta):
+        return delta.sign() * delta.abs().mean()
+
+    for name, reduce in (
+        ("task_trimmed", largest_quarter),
+        ("task_rows", longest_row),
+        ("task_rank", half_rank),
+        ("task_sign", signs),
+    ):
+        expected = 0.5 * reduce(first) - 2 * reduce(last)
+        torch.testing.assert_close(added[name]["mlp1"], expected, msg=name)
+    u, _, vh = factors["mlp1"]
+    inside = u[:, :2] @ u[:, :2].T @ sums["mlp1"] @ vh[:2].T @ vh[:2]
+    torch.testing.assert_close(added["task_principal"]["mlp1"], inside)
+    torch.testing.assert_close(added["task_minor"]["mlp1"], sums["mlp1"] - inside)
+
+
+def test_edits_that_choose_layers_and_heads_choose_them_by_influence_and_share():
+    generator = torch.Generator().manual_seed(0)
+    roles = ("query", "value", "attention_out", "mlp_in", "mlp_out")
+    matrices = [
+        SimpleNamespace(name=f"{role}{layer}", role=role, layer=layer)
+        for layer in range(4)
+        for role in roles
+    ]
+    weights = {m.name: torch.randn(6, 6, generator=generator) for m in matrices}
+    # Of layer 2 both value heads are nearly the same; one attention head of layer 1 is tiny.
+    weights["value2"][3:] = weights["value2"][:3] + 0.01
+    weights["attention_out1"][:, 2:4] *= 1e-3
+    subject = Subject(
+        matrices=matrices, weight=weights.__getitem__, heads=3, kv_heads=2, stream={},
+        influence={0: 0.9, 1: 0.2, 2: 0.3, 3: 0.1}, rank_share=0.5, density=1.0,
+        share={m.name: 1.0 + (m.layer - 2) ** 2 for m in matrices},
+    )  # fmt: skip
+
+    def zeros(changed):
+        assert not any(weight.any() for weight in changed.values())
+        return set(changed)
+
+    assert zeros(architecture._skip_layer(subject)) == {"attention_out3", "mlp_out3"}
+    pair = {f"{role}{layer}" for role in ("attention_out", "mlp_out") for layer in (2, 3)}
+    assert zeros(architecture._drop_pair(subject)) == pair  # .3 + .1 is less than .2 + .3
+    assert zeros(architecture._drop("mlp_out")(subject)) == {"mlp_out2"}
+    (name, pruned), *none = architecture._prune_head(subject).items()
+    assert (name, none) == ("attention_out1", [])
+    expected = weights[name].clone()
+    expected[:, 2:4] = 0.0
+    assert torch.equal(pruned, expected)
+    (name, joined), *none = architecture._merge_value_heads(subject).items()
+    assert (name, none) == ("value2", [])
+    torch.testing.assert_close(joined[:3], weights["value2"][:3] + 0.005)
+    assert torch.equal(joined[:3], joined[3:])
+    swapped = architecture._swap_layers(subject)
+    assert set(swapped) == {f"{role}{layer}" for role in roles for layer in (2, 3)}
+    for role in roles:
+        one, two = f"{role}2", f"{role}3"
+        assert torch.equal(swapped[one], weights[two])
+        assert torch.equal(swapped[two], weights[one])
+        blended = architecture._blend_layers(subject)[one]
+        mean = (weights[one] + weights[two]) / 2
+        torch.testing.assert_close(blended, weights[one] + (mean - weights[one]) / 4)
+    low = architecture._laser(subject)
+    assert set(low) == {"mlp_out3"}
+    assert int(torch.linalg.matrix_rank(low["mlp_out3"], atol=1e-4)) == 3
+    for edit, role, factor in (
+        (architecture._sharpen, "query", 1.1),
+        (architecture._boost_mlp, "mlp_out", 1.05),
+    ):
+        changed = edit(subject)
+        assert set(changed) == {f"{role}{layer}" for layer in range(4)}
+        for name, weight in changed.items():
+            torch.testing.assert_close(weight, factor * weights[name])
+
+
 def test_two_experts_are_enough_for_every_composition_and_none_for_no_one(bank):
     """What needs two of them adds nothing for one."""
     for name, composition in COMPOSITIONS.items():

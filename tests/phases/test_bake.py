@@ -252,6 +252,12 @@ def test_the_loss_of_a_step_holds_its_traits_kl_per_token_by_its_weight(
         assert float(loss.detach()) == pytest.approx(plain + weight * 1.5, rel=1e-4)
         assert ("persona_kl" in metrics) == (weight > 0)
         assert not weight or float(metrics["persona_kl"]) == pytest.approx(1.5)
+    # A trait without a weight has reached its target.
+    loss, metrics = lessons.joint_loss(settings(), tiny_llama, somebody, lambda *_: {"other": 1.0})(
+        tiny_llama, batch, 0
+    )
+    assert float(loss.detach()) == pytest.approx(plain, rel=1e-4)
+    assert "persona_kl" not in metrics
 
 
 def test_the_loss_of_the_parents_voice_is_its_kl_per_token(
