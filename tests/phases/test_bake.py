@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from agent_forge.agent.tools import Result
 from agent_forge.checkpoint import Checkpoint, Workspace
 from agent_forge.config import DataConfig, Report
 from agent_forge.config.compose import compose
-from agent_forge.core.errors import PhaseError
+from agent_forge.core.errors import DataError, PhaseError
 from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import seed_for
 from agent_forge.data import encode_chat
@@ -35,6 +36,7 @@ from agent_forge.phases.bake import (
     lessons,
     measure,
     persona,
+    preferences,
     toolformer,
     traces,
     voice,
@@ -268,6 +270,75 @@ def test_the_loss_of_the_parents_voice_is_its_kl_per_token(
     for tokens in (1, 3):
         monkeypatch.setattr(persona, "lesson_kl", lambda *_, n=tokens: (torch.tensor(6.0), n))
         assert float(voice.lesson_loss(tiny_llama, {}, rows)) == pytest.approx(6 / tokens)
+
+
+# preferences
+
+
+def test_pairs_that_fit_just_so_stay_and_longer_ones_are_left_out_and_counted(
+    tiny_tokenizer: PreTrainedTokenizerFast, settings: Callable[..., Config],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Rows 2i and 2i + 1 are one pair; only its answers have labels."""
+
+    def pair(chosen: str, rejected: str) -> SimpleNamespace:
+        turns = [
+            [{"role": "user", "content": "Hm?"}, {"role": "assistant", "content": answer}]
+            for answer in (chosen, rejected)
+        ]
+        return SimpleNamespace(chosen=turns[0], rejected=turns[1], prompt_turns=1)
+
+    pairs = [pair("yes", "no no no"), pair("a long answer of many words", "no"), pair("ah", "oh")]
+    monkeypatch.setattr(preferences.preferences, "read", lambda *_, **__: pairs)
+    lengths = [
+        max(len(encode_chat(tiny_tokenizer, turns)[0]) for turns in (one.chosen, one.rejected))
+        for one in pairs
+    ]
+    assert lengths[1] > lengths[0] > lengths[2]
+    warnings: list[str] = []
+    phase: Any = SimpleNamespace(
+        config=settings("preferences.length_tokens=1000"), tokenizer=tiny_tokenizer,
+        events=SimpleNamespace(warning=warnings.append),
+    )  # fmt: skip
+    for limit, members in ((lengths[0], (0, 2)), (lengths[0] - 1, (2,)), (None, (0, 1, 2))):
+        warnings.clear()
+        tensors = preferences.encoded(phase, "train", limit)
+        talks = [turns for i in members for turns in (pairs[i].chosen, pairs[i].rejected)]
+        assert tensors["ids"].shape == (len(talks), max(lengths[i] for i in members))
+        for ids, labels, turns in zip(tensors["ids"], tensors["labels"], talks, strict=True):
+            expected, _ = encode_chat(tiny_tokenizer, turns)
+            assert ids[: len(expected)].tolist() == expected
+            assert not ids[len(expected) :].any()
+            learned = labels[labels != -100].tolist()
+            assert turns[1]["content"] in tiny_tokenizer.decode(learned)
+            assert "Hm" not in tiny_tokenizer.decode(learned)
+        assert warnings == (
+            [
+                f"preferences: {3 - len(members)} of 3 pairs (train) are longer than {limit} tokens "
+                "and are left out (preferences.length_tokens)"
+            ]
+            if len(members) < 3
+            else []
+        )
+    with pytest.raises(DataError, match="no pair of the train split fits 3 tokens"):
+        preferences.encoded(phase, "train", 3)
+
+
+def test_a_pair_is_right_where_the_chosen_answer_is_the_likelier_one(
+    tiny_llama: LlamaForCausalLM, settings: Callable[..., Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    phase: Any = SimpleNamespace(config=settings())
+    measured = preferences.Preferences(phase, tiny_llama)
+    assert measured.measure(tiny_llama) is None  # there are no pairs
+    before = torch.tensor([-1.0, -2.0, -3.0, -2.0, -1.0, -1.0, -5.0, -1.0])  # gaps 1, -1, 0, -4
+    after = torch.tensor([-1.0, -4.0, -1.0, -2.0, -2.0, -1.0, -1.0, -3.0])  # gaps 3, 1, -1, 2
+    measured.heldout = {"ids": before, "labels": before, "reference": before}
+    monkeypatch.setattr(preferences.preference, "reference_log_probs", lambda *_: after)
+    figures = measured.measure(tiny_llama)
+    assert figures is not None
+    assert (figures["value"], figures["before"], figures["n"]) == (3 / 4, 1 / 4, 4)
+    assert figures["margin"] == pytest.approx((2 + 2 - 1 + 6) / 4)
+    assert (figures["low"], figures["high"]) == measure.wilson(3, 4)
 
 
 # persona
