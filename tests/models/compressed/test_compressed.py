@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -278,6 +279,42 @@ def test_the_matrix_for_an_accelerator_holds_the_codes_of_the_dense_weight() -> 
         torch.testing.assert_close((codes * steps)[:, 0, : matrix.columns], module.dense())
     assert model.lm_head.on_device() is model.get_input_embeddings().on_device()
     assert compressed.CompressedLinear(4, 4, bias=False).on_device() is None  # nothing is open yet
+
+
+def test_an_accelerators_kernel_gets_few_tokens_without_gradients_and_its_bias_is_added(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stand-in for the kernel multiplies with the dense weight."""
+    model = llama(bias=True)
+    coded = {
+        name: codecs.encode("waterfill", tensor, {})
+        for name, tensor in compressed.coded_tensors(model).items()
+    }
+    compressed.compress(model, coded)
+    layer = model.model.layers[0].mlp.up_proj
+    layer.bias.data.normal_()
+    rows: list[int] = []
+
+    def multiply(x: Tensor) -> Tensor:
+        rows.append(len(x))
+        return x.float() @ layer.dense().T
+
+    kernel = SimpleNamespace(multiply=multiply)
+    monkeypatch.setattr(layers, "PACKED_TOKENS", 0)
+    monkeypatch.setattr(gpu, "usable", lambda _: True)
+    monkeypatch.setattr(compressed.CompressedLinear, "on_device", lambda _: kernel)
+    for shape, used in (((2, 4, 32), [8]), ((1, 32), [1]), ((3, 3, 32), []), ((0, 32), [])):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        for bias in (layer.bias, None):
+            rows.clear()
+            layer.bias = bias
+            with torch.no_grad():
+                result = layer(x)
+            assert rows == used
+            expected = nn.functional.linear(x, layer.dense(), bias)
+            torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+            assert layer(x).shape == expected.shape  # Gradients take the dense weight.
+            assert rows == used
 
 
 @pytest.mark.parametrize(("spare", "held"), [(0, True), (-1, False)])
