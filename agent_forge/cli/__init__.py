@@ -3,6 +3,7 @@
 Each file here holds some of its subcommands; none imports torch before a subcommand needs it.
 """
 
+import os
 import signal
 import sys
 from types import FrameType
@@ -31,9 +32,14 @@ def main() -> None:
 def _run() -> int:
     """Run the app; return its exit code."""
     from agent_forge.cli.app import app
-    from agent_forge.core.errors import Interrupted
+    from agent_forge.core.errors import Interrupted, StorageError
 
     signal.signal(signal.SIGTERM, _stop)
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        print("forge: the current directory is gone; change to another one", file=sys.stderr)
+        return StorageError.exit_code
     try:
         app()
     except KeyboardInterrupt:

@@ -126,3 +126,9 @@ def test_piped_bytes_that_are_not_utf_8_are_refused_and_not_replaced(
     done = shell(f"printf '\\377\\376h\\000i\\000' | $forge chat {tiny_checkpoint.path}")
     assert (done.returncode, done.stdout) == (2, b"")
     assert done.stderr.startswith(b"forge: the message is not UTF-8 (character 0)")
+
+
+def test_a_current_directory_that_is_gone_is_one_line(tmp_path: Path) -> None:
+    done = shell(f"mkdir {tmp_path}/gone; cd {tmp_path}/gone; rmdir {tmp_path}/gone; $forge list")
+    assert done.returncode == 74
+    assert done.stderr == b"forge: the current directory is gone; change to another one\n"
