@@ -150,18 +150,18 @@ def test_fewer_distinct_questions_than_asked_for_are_said(
 
 
 def test_questions_of_a_tool_come_in_the_shares_of_their_kinds(tools: tuple[Tool, ...]) -> None:
-    """A tenth asks for two things, a tenth lacks an argument that the user then names."""
+    """A quarter asks for two things, a tenth lacks an argument that the user then names."""
     drawing = own_traces._TraceDrawing(
         np.random.default_rng(0), own.toolbox(tools, []), sort(errors=True), "train"
     )
     one = own_traces.asked_of(tools[0], ["convert"])
     traces = [own_traces._with_tool(drawing, one, [one]) for _ in range(600)]
     assert all(trace is not None for trace in traces)
-    for calls, turns, share in ((1, 1, 0.8), (2, 1, 0.1), (1, 3, 0.1)):
+    for calls, turns, share in ((1, 1, 0.65), (2, 1, 0.25), (1, 3, 0.1)):
         count = sum(
             len(trace["calls"]) == calls and trace["prompt_turns"] == turns for trace in traces
         )
-        assert count / 600 == pytest.approx(share, abs=0.05)  # four standard deviations
+        assert count / 600 == pytest.approx(share, abs=0.06)  # three standard deviations
 
 
 def test_questions_of_no_tool_come_in_the_shares_of_their_kinds(tools: tuple[Tool, ...]) -> None:
