@@ -705,8 +705,14 @@ def test_the_report_counts_weights_by_codec_and_sizes_in_shares_and_bits() -> No
     ]
     weight = run_module.Weight(file_bytes=100, fp32_bytes=400, memory_bytes=150)
     parent = SimpleNamespace(manifest=SimpleNamespace(deployable_bytes=200))
-    phase = SimpleNamespace(sources=[parent], config=SimpleNamespace(mode="allocated"))
-    figures = {"quality": 0.9, "unseen_python_kept": {"value": 0.8}}
+    calibration = SimpleNamespace(texts="", mix={"text": 0.5, "tools": 0.5, "memory": 0.0})
+    phase = SimpleNamespace(
+        sources=[parent], config=SimpleNamespace(mode="allocated", calibration=calibration)
+    )
+    figures = {
+        "quality": 0.9, "text_kept": 0.95, "tools_kept": 0.9, "memory_kept": 0.1,
+        "unseen_python_kept": {"value": 0.8},
+    }  # fmt: skip
     report = run_module._report(phase, weight, rows, figures)
     assert report.tables["weights by codec"] == [
         {"codec": "raw", "weights": 60, "share": 0.6},
@@ -718,7 +724,9 @@ def test_the_report_counts_weights_by_codec_and_sizes_in_shares_and_bits() -> No
     }  # fmt: skip
     assert {key: report.metrics[key] for key in expected} == expected
     assert report.summary.startswith(
-        "100 bytes: 25.0% of fp32, 50% of the parent's 200 bytes; quality 0.900 of the parent's"
+        "100 bytes: 25.0% of fp32, 50% of the parent's 200 bytes; quality 0.900 of the parent's "
+        "(perplexity on tools, the worst kind); bits per byte kept on text that was not in the "
+        "calibration: python 0.800"
     )
     phase.config.mode = "stacked"
     assert run_module._report(phase, weight, rows, figures).summary.startswith("stacked for")
