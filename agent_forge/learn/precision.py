@@ -22,7 +22,9 @@ from agent_forge.learn.records import StageChoices
 LEAST_GAIN = 1.2  # bfloat16 costs casts around its products
 MEASURED_SHAPES = 3  # the kinds of linear layer with the most work
 MEASURED_FLOP = 2e9  # a product is measured with the rows of a step, or with as many as this allows
-TRIALS = 5
+FORMS = (torch.float32, torch.bfloat16)
+# The trials of a shape outlast other work that holds a core for a moment.
+LEAST_TRIALS, MOST_TRIALS, TRIAL_SECONDS = 5, 40, 0.1
 
 
 def chosen(
@@ -74,25 +76,30 @@ def measured_gain(model: nn.Module, tokens: int, device: torch.device) -> float:
         count = max(min(tokens, int(MEASURED_FLOP / (2 * shape[0] * shape[1]))), 1)
         rows = torch.full((count, shape[1]), 0.5, device=device)
         weight = torch.full(shape, 0.5, device=device)
-        wide += counts[shape] * _seconds(rows, weight, torch.float32)
-        narrow += counts[shape] * _seconds(rows, weight, torch.bfloat16)
+        seconds = _least_seconds(rows, weight)
+        wide += counts[shape] * seconds[torch.float32]
+        narrow += counts[shape] * seconds[torch.bfloat16]
     return wide / narrow if narrow else 1.0
 
 
-def _seconds(rows: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype) -> float:
-    """Return the least seconds of a product in `dtype`.
+def _least_seconds(rows: torch.Tensor, weight: torch.Tensor) -> dict[torch.dtype, float]:
+    """Return the least seconds of a product in each form, tried in turn so that both meet the same
+    moments.
 
     The weight is cast once, as autocast does in a step.
     """
-    cast = weight.to(dtype)
-    best = float("inf")
+    casts = {dtype: weight.to(dtype) for dtype in FORMS}
+    best = dict.fromkeys(FORMS, float("inf"))
+    end, trial = time.perf_counter() + TRIAL_SECONDS, 0
     with torch.no_grad():
-        for _ in range(TRIALS):
-            _wait(rows.device)
-            started = time.perf_counter()
-            functional.linear(rows.to(dtype), cast)
-            _wait(rows.device)
-            best = min(best, time.perf_counter() - started)
+        while trial < LEAST_TRIALS or (trial < MOST_TRIALS and time.perf_counter() < end):
+            for dtype, cast in casts.items():
+                _wait(rows.device)
+                started = time.perf_counter()
+                functional.linear(rows.to(dtype), cast)
+                _wait(rows.device)
+                best[dtype] = min(best[dtype], time.perf_counter() - started)
+            trial += 1
     return best
 
 

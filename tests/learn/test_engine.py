@@ -653,6 +653,25 @@ def test_the_measurement_is_a_ratio_of_this_models_products(tiny_llama: LlamaFor
     assert precision.measured_gain(nn.LayerNorm(3), 48, torch.device("cpu")) == 1.0
 
 
+@pytest.mark.parametrize("crowded", [0, 7, 30])
+def test_work_beside_the_measurement_does_not_decide_it(
+    crowded: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first products, whatever their form, take ten times as long."""
+    clock, calls = [0.0], [0]
+
+    def linear(rows: Tensor, weight: Tensor) -> Tensor:
+        calls[0] += 1
+        own = 0.001 if weight.dtype == torch.bfloat16 else 0.003
+        clock[0] += own * (10 if calls[0] <= crowded else 1)
+        return rows
+
+    monkeypatch.setattr(precision.functional, "linear", linear)
+    monkeypatch.setattr(precision.time, "perf_counter", lambda: clock[0])
+    assert precision.measured_gain(nn.Linear(8, 8), 4, torch.device("cpu")) == pytest.approx(3.0)
+    assert calls[0] <= 2 * precision.MOST_TRIALS
+
+
 def test_the_measured_gain_weighs_each_shape_by_how_often_it_occurs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -661,12 +680,12 @@ def test_the_measured_gain_weighs_each_shape_by_how_often_it_occurs(
     """
     rows: dict[tuple[int, ...], int] = {}
 
-    def seconds(inputs: Tensor, weight: Tensor, dtype: torch.dtype) -> float:
+    def seconds(inputs: Tensor, weight: Tensor) -> dict[torch.dtype, float]:
         rows[tuple(weight.shape)] = len(inputs)
-        square = dtype == torch.bfloat16 and weight.shape[0] == weight.shape[1]
-        return weight.numel() / (3 if square else 1)
+        size, square = weight.numel(), weight.shape[0] == weight.shape[1]
+        return {torch.float32: size, torch.bfloat16: size / (3 if square else 1)}
 
-    monkeypatch.setattr(precision, "_seconds", seconds)
+    monkeypatch.setattr(precision, "_least_seconds", seconds)
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
     gain = precision.measured_gain(model, 48, torch.device("cpu"))
     assert gain == pytest.approx((2 * 16 + 8) / (2 * 16 / 3 + 8))
