@@ -56,7 +56,7 @@ def test_what_no_price_picks_is_found_for_one_tensor_alone_and_for_one_of_many(
     others: int,
 ) -> None:
     """The middle option lies above the line between the other two, so every price passes it by."""
-    tensor = [Option("small", 10, 1.0), Option("middle", 15, 0.9), Option("large", 100, 0.0)]
+    tensor = [Option("small", 10, 1.0), Option("middle", 15, 0.97), Option("large", 100, 0.0)]
     fixed = [[Option("only", 1, 50.0)] for _ in range(others)]
     for budget, expected in ((10, 0), (14, 0), (15, 1), (99, 1), (100, 2)):
         choice = allocate.within_budget([*fixed, tensor], others + budget)
