@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from agent_forge.codecs.payload import Payload
 
 # Modules of this folder that serve the codecs and are not codecs themselves.
-SERVICES = ("allocate", "compensate", "entropy", "host", "payload")
+SERVICES = ("allocate", "compensate", "entropy", "host", "payload", "range_decoder")
 
 
 def names() -> list[str]:

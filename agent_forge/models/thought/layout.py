@@ -103,7 +103,9 @@ def uniforms(
     random stream, so that a thought draws the same noise alone, in another order or beside others.
     """
     state = torch.full((), seed, dtype=torch.int64, device=rows.device)
-    for index in (rows, positions, torch.as_tensor(steps, device=rows.device), thoughts):
+    if isinstance(steps, int):  # not copied to an accelerator, which would be waited for
+        steps = torch.full_like(state, steps)
+    for index in (rows, positions, steps, thoughts):
         state = _splitmix(state + (index.to(torch.int64) + 1) * _GOLDEN)
     return _shift(state, 11).to(torch.float64) / 2.0**53
 
