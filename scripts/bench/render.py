@@ -23,9 +23,12 @@ TOPICS = (
     "Ternary weights",
     "Memory and depth",
     "Agent",
+    "Tools",
+    "Chat",
     "Gates",
     "Tests",
     "Service",
+    "Dashboard",
     "The default run",
 )
 MOST_ROWS = 8  # further figures of one run that the page shows; the JSON has all

@@ -168,3 +168,14 @@ def test_the_picture_puts_more_bytes_to_the_right_and_more_loss_up() -> None:
     circles = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', picture)
     assert (f"{draw.x_of(30):.1f}", f"{draw.y_of(1.5):.1f}") in circles
     assert len(circles) == 3  # one point, and two of the legend: 500 MB is outside
+
+
+def test_the_page_has_a_place_for_the_topic_of_every_bench() -> None:
+    folder = Path(render.__file__).parent
+    named = {
+        topic
+        for file in folder.glob("*.py")
+        for topic in re.findall(r'topic="([^"]+)"', file.read_text(encoding="utf-8"))
+    }
+    assert named <= set(render.TOPICS)
+    assert len(named) > 10
