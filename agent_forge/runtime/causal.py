@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from agent_forge.core.errors import ConfigError
-from agent_forge.runtime.model import Cache, PackedModel
+from agent_forge.runtime.model import Cache
 from agent_forge.runtime.talker import (
     ENGINES,
     PackedTalker,
@@ -64,15 +64,7 @@ class PackedCausalLM(PackedTalker):
     """
 
     training = False
-
-    def __init__(
-        self,
-        packed: PackedModel,
-        eos_token_id: int | list[int] | None = None,
-        bos_token_id: int | None = None,
-    ) -> None:
-        super().__init__(packed, eos_token_id, bos_token_id)
-        self.device = torch.device("cpu")
+    device = torch.device("cpu")
 
     def eval(self) -> "PackedCausalLM":
         """Return itself: there is no other mode."""

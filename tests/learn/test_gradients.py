@@ -62,10 +62,10 @@ def test_one_process_exchanges_no_metrics_and_leaves_them_where_they_are() -> No
     """Reading a metric would make the host wait for an accelerator in every step."""
 
     class Alone(World):
-        asked = 0
+        exchanges = 0
 
         def sums(self, values: list[float]) -> list[float]:
-            self.asked += 1
+            self.exchanges += 1
             return super().sums(values)
 
     class Mean(nn.Linear):
@@ -78,7 +78,7 @@ def test_one_process_exchanges_no_metrics_and_leaves_them_where_they_are() -> No
     run = gradients.Gradients(model, world, 2, torch.device("cpu"), torch.float32)
     batch = {"x": torch.randn(4, 2), "labels": torch.ones(4, 3, dtype=torch.long)}
     loss, metrics = run.backward(batch, 0)
-    assert world.asked == 1  # The number of trained tokens
+    assert world.exchanges == 1  # The number of trained tokens
     assert isinstance(metrics["twice"], Tensor)
     truth = model(batch, 0)[0].detach()
     torch.testing.assert_close(loss.float(), truth)
