@@ -136,11 +136,13 @@ def make(
     seed: int,
     *,
     refused: Iterable[str] = (),
+    small_talk: bool = True,
 ) -> list[Trace]:
     """Return `count` traces of a split; held-out ones are distinct and phrased in other words.
 
     Where the tools have fewer distinct questions there are fewer, and a warning says so.
-    refused: canonical questions that are measured elsewhere and so must not be trained. Raises
+    refused: canonical questions that are measured elsewhere and so must not be trained.
+    small_talk: whether small talk and knowledge are among the questions that no tool answers. Raises
     PhaseError for a tool that fails on every question.
     """
     generator = numpy_generator(seed, "bake", "own", split)
@@ -154,7 +156,7 @@ def make(
     is_plain = generator.random() < config.none_share
     while len(traces) < count and misses < MISSES * len(makers):
         if is_plain:
-            trace: Trace | None = _without_tool(generator, tools, split)
+            trace: Trace | None = _without_tool(generator, tools, split, small_talk=small_talk)
         else:
             # A tool without a new question left gives its turn to the next one.
             one = makers[(turn + misses // MISSES) % len(makers)]
@@ -311,9 +313,13 @@ def _runs(tool: Tool, allow: Iterable[str]) -> bool:
     return tool.run is not None and (not tool.destructive or tool.name in allow)
 
 
-def _without_tool(generator: np.random.Generator, tools: Sequence[Tool], split: str) -> Trace:
+def _without_tool(
+    generator: np.random.Generator, tools: Sequence[Tool], split: str, *, small_talk: bool
+) -> Trace:
     """Return a question that none of the tools answers, and a plain answer."""
     sort = generator.random()
+    if not small_talk:
+        sort = GENERAL_SHARE + (1 - GENERAL_SHARE) * sort
     request = None
     if sort < GENERAL_SHARE:
         inside = [one for one in schemas.GENERAL if split_of(f"own/general/{one[0]}") == split]

@@ -40,6 +40,7 @@ class Always:
             "input_ids": IDS,
             "labels": LABELS,
             "neutral_ids": IDS,
+            "neutral_mask": LABELS != -100,
             "persona_rows": torch.tensor([1, 0]),
         }
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -167,7 +168,9 @@ def test_questions_of_a_tool_come_in_the_shares_of_their_kinds(tools: tuple[Tool
 def test_questions_of_no_tool_come_in_the_shares_of_their_kinds(tools: tuple[Tool, ...]) -> None:
     generator = np.random.default_rng(0)
     small_talk = {one[0] for one in own_traces.schemas.GENERAL}
-    traces = [own_traces._without_tool(generator, tools, "train") for _ in range(400)]
+    traces = [
+        own_traces._without_tool(generator, tools, "train", small_talk=True) for _ in range(400)
+    ]
     questions = [trace["messages"][0]["content"] for trace in traces]
     share = np.mean([question in small_talk for question in questions])
     assert share == pytest.approx(0.3, abs=0.09)
@@ -175,6 +178,22 @@ def test_questions_of_no_tool_come_in_the_shares_of_their_kinds(tools: tuple[Too
         assert trace["stages"] == [trace["messages"][0]["content"]]
         assert trace["answer"] == trace["messages"][-1]["content"]
         assert (trace["calls"], trace["prompt_turns"], trace["filtered"]) == ([], 1, False)
+
+
+def test_where_the_voice_is_kept_no_ready_answer_to_small_talk_is_learned(
+    file: Path, tmp_path: Path
+) -> None:
+    small_talk = {one[0] for one in own_traces.schemas.GENERAL}
+    for prompts, share in ((0, 0.3), (8, 0.0)):
+        config = compose("bake", Config, [
+            f"out={tmp_path}", f"tools=[{file}]", f"voice.prompts={prompts}", "measure.items=3",
+            "traces.own.none_share=0.9", "traces.own.listed_share=0", "traces.own.count=200",
+        ])  # fmt: skip
+        out = SimpleNamespace(remember=lambda _name, compute: compute())
+        traces = own.training(SimpleNamespace(config=config, out=out))  # type: ignore[arg-type]
+        plain = [trace["messages"][0]["content"] for trace in traces if not trace["calls"]]
+        assert len(plain) > 150
+        assert np.mean([one in small_talk for one in plain]) == pytest.approx(share, abs=0.1)
 
 
 def test_a_tool_that_fails_sixty_times_in_a_row_ends_the_making_of_traces() -> None:

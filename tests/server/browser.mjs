@@ -99,9 +99,13 @@ async function picks(page) {
 const openAll = (page) =>
   page.evaluate(() => document.querySelectorAll("details").forEach((one) => (one.open = true)));
 
+/** The servers that scenes have started. One that outlives the browser would keep its caller waiting. */
+const children = [];
+
 /** Start the server that a scene may kill. */
 async function serve(command) {
   const child = spawn(command[0], command.slice(1), { stdio: ["ignore", "pipe", "inherit"] });
+  children.push(child);
   const [line] = await Promise.race([
     new Promise((go) => createInterface({ input: child.stdout }).once("line", (text) => go([text]))),
     new Promise((_, fail) => child.once("exit", () => fail(new Error("the server ended")))),
@@ -237,6 +241,18 @@ const scenes = {
     seen.points = await Promise.all(pages.map(points));
   },
 
+  async unread() {
+    const job = await start(["train.steps=300", "gate.samples=100"]);
+    const one = await context();
+    await one.route("**/events*", (route) => route.abort(), { times: 1 });
+    const page = await open(one, `runs/${job.id}`);
+    await more(page, 0);
+    seen.points = await points(page);
+    await more(page, seen.points + 10);
+    await page.getByRole("button", { name: "Cancel" }).click();
+    await until(page, "Cancelled");
+  },
+
   async phases() {
     const page = await open(await context(), `runs/${await recorded()}`);
     seen.views = {};
@@ -268,7 +284,6 @@ const scenes = {
     const page = await open(one, `runs/${job.id}`);
     await more(page, 5);
     seen.points_before = await points(page);
-    server.child.removeAllListeners("exit");
     server.child.kill("SIGKILL");
     await page.locator(".link-mark.lost").waitFor();
     seen.lost = await page.locator(".link-mark").innerText();
@@ -283,8 +298,6 @@ const scenes = {
     const fresh = await open(one, `runs/${job.id}`);
     await more(fresh, seen.points_after - 1);
     seen.points_of_both = [await points(page), await points(fresh)];
-    server.child.removeAllListeners("exit");
-    server.child.kill();
   },
 
   async chat() {
@@ -393,6 +406,7 @@ try {
   console.error(seen);
   throw error;
 } finally {
+  for (const child of children) child.kill();
   await browser.close();
 }
 console.log(JSON.stringify(seen));

@@ -144,6 +144,10 @@ def test_two_tabs_show_the_same_run(server: Server) -> None:
     assert seen["points"][0] == seen["points"][1] > 0
 
 
+def test_a_read_that_the_server_did_not_answer_is_read_again(server: Server) -> None:
+    assert play(server, "unread")["points"] > 0
+
+
 def test_every_phase_shows_what_it_alone_has(server: Server) -> None:
     seen = play(server, "phases")
     views = seen["views"]

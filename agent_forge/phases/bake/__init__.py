@@ -17,6 +17,7 @@ from agent_forge.config.limits import (
     MANY,
     Count,
     CountOrNone,
+    DataMix,
     DataWeights,
     OneOf,
     Range,
@@ -75,7 +76,7 @@ class TracesConfig:
 @dataclass(slots=True, kw_only=True)
 class TrainingConfig:
     """What one step learns: rows of traces and of replay by cross-entropy, and the parent's
-    distribution on text.
+    distribution on neutral data.
     """
 
     steps: CountOrNone
@@ -86,6 +87,7 @@ class TrainingConfig:
     mix: DataWeights
     last_turn: bool
     neutral_rows: CountOrNone
+    neutral_mix: DataMix
     neutral_weight: Weight
     optim: OptimConfig
 
@@ -188,7 +190,7 @@ class Config(PhaseConfig):
         return [*own, *(kind for kind in KINDS if getattr(self.traces, kind).count > 0)]
 
     def work_tokens(self) -> float:
-        """Return the trained tokens, the tokens of neutral text that the parent reads, and what
+        """Return the trained tokens, the tokens of neutral data that the parent reads, and what
         traces, lessons and measuring cost.
         """
         training, persona = self.training, self.persona
@@ -242,7 +244,7 @@ class Config(PhaseConfig):
         return cost + times * measure.text_items * TEXT_ITEM_TOKENS / 3
 
     def step_tokens(self) -> float:
-        """Return the tokens of a batch: traces, neutral text and answers."""
+        """Return the tokens of a batch: traces, neutral data and answers."""
         return (self.training.rows + self.training.neutral_rows) * self.training.length_tokens + (
             self.persona.rows * (self.persona.reply_tokens + 32) if self.persona.enabled else 0
         )

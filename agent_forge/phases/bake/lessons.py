@@ -11,6 +11,7 @@ from torch import Tensor
 from agent_forge import data, learn
 from agent_forge.core.errors import PhaseError
 from agent_forge.core.seeds import numpy_generator, seed_for
+from agent_forge.data.sources import IGNORE
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.bake import Config, own, persona, preferences, toolformer, traces, voice
 
@@ -103,9 +104,10 @@ def collect(
 class BakeBatches:
     """The batches of the joint training.
 
-    One step holds {"input_ids", "labels"} for cross-entropy, "neutral_ids" of text,
-    "persona_rows", the numbers of rows of one trait's lesson, "voice_rows", likewise of the
-    parent's own answers, and "preference_rows", the numbers of pairs.
+    One step holds {"input_ids", "labels"} for cross-entropy, "neutral_ids" of neutral data and
+    "neutral_mask", where the parent's distribution on them is kept, "persona_rows", the numbers of
+    rows of one trait's lesson, "voice_rows", likewise of the parent's own answers, and
+    "preference_rows", the numbers of pairs.
     """
 
     def __init__(
@@ -119,37 +121,33 @@ class BakeBatches:
     ) -> None:
         training = config.training
         seed = seed_for(config.seed, "bake", "batches")
+        replay = {kind: weight for kind, weight in training.mix.items() if weight > 0}
+        neutral: dict[str, float] = {}
+        if training.neutral_rows > 0 and training.neutral_weight > 0:
+            neutral = {kind: weight for kind, weight in training.neutral_mix.items() if weight > 0}
         sources: dict[str, data.sources.Source] = {
+            kind: data.source(
+                kind, config.data, tokenizer, "train", config.seed,
+                rows=REPLAY_ROWS, last_turn=training.last_turn,
+            )
+            for kind in {**replay, **neutral}
+        }  # fmt: skip
+        learned: dict[str, data.sources.Source] = {
             f"traces {kind}": data.RowSource(rows, tokenizer) for kind, rows in helpful.items()
         }
         weights = {f"traces {kind}": getattr(config.traces, kind).weight for kind in helpful}
-        for kind, weight in training.mix.items():
-            if weight > 0:
-                sources[kind] = data.source(
-                    kind,
-                    config.data,
-                    tokenizer,
-                    "train",
-                    config.seed,
-                    rows=REPLAY_ROWS,
-                    last_turn=training.last_turn,
-                )
-                weights[kind] = weight
         self.mixture = data.Mixture(
-            sources,
-            weights,
+            {**learned, **{kind: sources[kind] for kind in replay}},
+            {**weights, **replay},
             rows=training.rows,
             length_tokens=training.length_tokens,
             seed=seed,
             name="bake",
         )
         self.neutral: data.Mixture | None = None
-        if training.neutral_rows > 0 and training.neutral_weight > 0:
-            text = sources.get("text") or data.source(
-                "text", config.data, tokenizer, "train", config.seed
-            )
+        if neutral:
             self.neutral = data.Mixture(
-                {"text": text}, {"text": 1.0}, rows=training.neutral_rows,
+                {kind: sources[kind] for kind in neutral}, neutral, rows=training.neutral_rows,
                 length_tokens=training.length_tokens, seed=seed, name="bake-neutral",
             )  # fmt: skip
         self.lessons, self.seed, self.persona_rows = lessons, seed, config.persona.rows
@@ -165,7 +163,9 @@ class BakeBatches:
         """Return the tensors of one step: a pure function of step."""
         tensors = self.mixture.batch(step)
         if self.neutral is not None:
-            tensors["neutral_ids"] = self.neutral.batch(step)["input_ids"]
+            neutral = self.neutral.batch(step)
+            tensors["neutral_ids"] = neutral["input_ids"]
+            tensors["neutral_mask"] = neutral["labels"] != IGNORE
         if self.traits:
             count = len(self.lessons[self.trait(step)]["ids"])
             generator = numpy_generator(self.seed, "persona", step)
@@ -204,8 +204,9 @@ def joint_loss(
             ids = batch["neutral_ids"]
             with torch.no_grad():
                 teacher = parent(input_ids=ids).logits
-            everywhere = torch.ones(ids.shape, dtype=torch.bool, device=ids.device)
-            kl = learn.distill_loss(teacher, model(input_ids=ids).logits, everywhere, 1.0)
+            kl = learn.distill_loss(
+                teacher, model(input_ids=ids).logits, batch["neutral_mask"], 1.0
+            )
             loss = loss + config.training.neutral_weight * kl
             metrics["neutral_kl"] = kl.detach()
         if "voice_rows" in batch:

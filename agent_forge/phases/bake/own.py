@@ -1,7 +1,7 @@
 """Traces of the user's own tools as a phase makes them: `evaluate.own_traces` under its settings."""
 
-from collections.abc import Iterable
 from dataclasses import replace
+from typing import Any
 
 from agent_forge.data.chat import encode_content
 from agent_forge.data.schemas import canonical
@@ -25,12 +25,13 @@ __all__ = [
 ]  # fmt: skip
 
 
-def of_config(
-    config: Config, sort: OwnConfig, count: int, split: str, *, refused: Iterable[str] = ()
-) -> list[Trace]:
-    """Return traces of the tools of a configuration; `sort` takes the place of its traces.own."""
+def of_config(config: Config, sort: OwnConfig, count: int, split: str, **how: Any) -> list[Trace]:
+    """Return traces of the tools of a configuration; `sort` takes the place of its traces.own.
+
+    how: as in `make`.
+    """
     tools = load_tools(tuple(config.tools))
-    return make(tools, sort, config.allow, count, split, config.seed, refused=refused)
+    return make(tools, sort, config.allow, count, split, config.seed, **how)
 
 
 def heldout(phase: PhaseRun[Config]) -> tuple[list[Trace], list[Trace]]:
@@ -67,9 +68,14 @@ def reply_tokens(phase: PhaseRun[Config]) -> int:
 
 
 def training(phase: PhaseRun[Config]) -> list[Trace]:
-    """Return the training traces, without any question that is measured."""
+    """Return the training traces, without any question that is measured.
+
+    Where the parent's voice is kept there is no small talk among them: its ready answers are not
+    the parent's.
+    """
     refused = {
         canonical.question_key(trace["messages"]) for part in heldout(phase) for trace in part
     }
-    sort = phase.config.traces.own
-    return of_config(phase.config, sort, sort.count, "train", refused=refused)
+    config = phase.config
+    sort, small_talk = config.traces.own, config.voice.prompts == 0
+    return of_config(config, sort, sort.count, "train", refused=refused, small_talk=small_talk)

@@ -14,7 +14,7 @@ export function useLink(): Link {
 export function useSeries(id: string): JobSeries {
   const series = seriesOf(id);
   useSyncExternalStore(series.subscribe, () => series.version);
-  useEffect(() => void series.load().catch(() => undefined), [series]);
+  useEffect(() => void series.load(), [series]);
   return series;
 }
 

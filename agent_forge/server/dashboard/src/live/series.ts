@@ -1,12 +1,13 @@
 /** The points of one job: fetched once, thinned by the server, then added as they come. */
 
-import { get } from "../api/client";
+import { ApiError, get } from "../api/client";
 import type { Message, SeriesAnswer, SeriesPart, Verdict } from "../api/types";
 
 const PAGE = 1000;
 const POINTS = 1500; // of each curve, when a run is opened
 const MOST_NOTES = 500;
 const FEW = 4; // fewer points are read better in a table
+const RETRY = 3_000;
 
 /** One metric of one stage. A value is NaN where the run wrote no number. */
 export interface Column {
@@ -64,16 +65,24 @@ export class JobSeries {
     return () => this.listeners.delete(tell);
   };
 
-  /** Fetch what is missing; what the socket brings meanwhile waits. */
+  /** Fetch what is missing, again where the server did not answer; what the socket brings meanwhile waits. */
   load(): Promise<void> {
-    this.loading ??= this.fetchAll().finally(() => {
-      this.loading = null;
-    });
+    this.loading ??= this.fetchAll()
+      .catch((error: unknown) => this.loadLater(error))
+      .finally(() => {
+        this.loading = null;
+      });
     return this.loading;
   }
 
+  private loadLater(error: unknown): void {
+    if (!(error instanceof ApiError)) throw error;
+    const passes = error.status === 0 || error.status === 429 || error.status >= 500;
+    if (passes) window.setTimeout(() => void this.load(), Math.max(RETRY, 1000 * error.retryAfter));
+  }
+
   private async fetchAll(): Promise<void> {
-    const isFirst = this.after === 0;
+    const isFirst = this.after === 0 && this.last === 0;
     if (isFirst) {
       const answer = await get<SeriesAnswer>(`/v1/jobs/${this.id}/series?points=${POINTS}`);
       answer.series.forEach((part) => this.addCurve(part));
@@ -271,5 +280,5 @@ export function openSeries(id: string): JobSeries | undefined {
 
 /** Let every series fetch what the socket may have missed. */
 export function reloadAll(): void {
-  known.forEach((series) => void series.load().catch(() => undefined));
+  known.forEach((series) => void series.load());
 }
