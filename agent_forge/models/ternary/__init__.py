@@ -5,6 +5,7 @@ files.
     layer.py       the linear layer
     install.py     put layers into a model, and list them
     codes.py       codes, scales and latents
+    three_of_four.py  codes of which exactly one in every four is zero
     embedding.py   embeddings and heads on a grid of integers
     packing.py     codes in bytes, and the packed file
     checkpoint.py  a packed file as a Hugging Face directory
@@ -30,7 +31,8 @@ from agent_forge.models.ternary.install import (
     set_blend,
     ternary_layers,
 )
-from agent_forge.models.ternary.layer import TernaryLinear, refuse_norm
+from agent_forge.models.ternary.layer import TernaryLinear, refuse_added_bias, refuse_norm
+from agent_forge.models.ternary.packing import codes_as_packed
 from agent_forge.models.ternary.quantiser import (
     TernaryConfig,
     TernaryHfQuantizer,
@@ -49,11 +51,13 @@ __all__ = [
     "TernaryHfQuantizer",
     "TernaryLinear",
     "TernarySettings",
+    "codes_as_packed",
     "is_skipped",
     "latents_for",
     "multiply_out",
     "project_latents",
     "quantise_activations",
+    "refuse_added_bias",
     "refuse_norm",
     "register",
     "round_embeddings",

@@ -33,6 +33,7 @@ from agent_forge.models.ternary.install import (
     install_embeddings,
     install_layers,
     is_skipped,
+    ternary_layers,
 )
 from agent_forge.models.ternary.layer import TernaryLinear
 
@@ -90,8 +91,17 @@ def round_embeddings(model: PreTrainedModel, grid: CodeGrid) -> None:
             f"{type(model).__name__} is not ternary; make it so first, with `forge bitnet`"
         )
     settings = replace(config.settings(), embedding_bits=grid.bits, embedding_group=grid.columns)
-    config.__dict__ |= asdict(settings)
+    config.__dict__ |= _noted(settings)
     install_embeddings(model, settings)
+
+
+def _noted(settings: TernarySettings) -> dict[str, Any]:
+    """Return what config.json says of settings."""
+    noted = asdict(settings)
+    if not settings.dead_zone_bias:
+        # Without it, files have the bytes that they had before there was such a bias.
+        del noted["dead_zone_bias"]
+    return noted
 
 
 class TernaryConfig(QuantizationConfigMixin):
@@ -114,13 +124,14 @@ class TernaryConfig(QuantizationConfigMixin):
                 f"quantization_config of a {METHOD} model has unknown keys {unknown}; remove them"
             )
         # The mixin writes the object's attributes, so every setting is one.
-        self.__dict__ |= asdict(TernarySettings(**{**DEFAULTS, **settings}))
+        self.__dict__ |= _noted(TernarySettings(**{**DEFAULTS, **settings}))
         self.packed = packed
 
     def settings(self) -> TernarySettings:
         """Return the checked settings."""
+        names = (one.name for one in fields(TernarySettings))
         return TernarySettings(
-            **{one.name: getattr(self, one.name) for one in fields(TernarySettings)}
+            **{name: getattr(self, name) for name in names if hasattr(self, name)}
         )
 
 
@@ -131,12 +142,16 @@ class TernaryHfQuantizer(HfQuantizer):
     quantization_config: TernaryConfig
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:  # noqa: ARG002
-        if not install_layers(model, self.quantization_config.settings()):
+        settings = self.quantization_config.settings()
+        if not install_layers(model, settings):
             raise PhaseError(
                 f"config.json says {METHOD}, but no layer of {type(model).__name__} fits "
                 f"{self.quantization_config.to_dict()}; the config and the model do not "
                 "belong together"
             )
+        if settings.dead_zone_bias:
+            for layer in ternary_layers(model).values():
+                layer.expect_bias()
         if self.quantization_config.packed:
             checkpoint.open_placeholders(model)
 
