@@ -17,6 +17,7 @@ import numpy as np
 
 from agent_forge import checkpoint, data, models
 from agent_forge.checkpoint import Checkpoint, Workspace
+from agent_forge.config import PhaseConfig
 from agent_forge.config.compose import compose
 from agent_forge.core import device, registry
 from agent_forge.core.events import EventLog
@@ -41,6 +42,7 @@ SMOKE = (
     "tokenizer_rows=100",
 )  # fmt: skip
 SMOKE_DATA = "data.max_text_bytes=600000"
+SMOKE_BITNET = ("linear.group_size=32", "init.rows=4", "train.optim.warmup_steps=1", SMOKE_DATA)
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, seeds: int) -> None:
@@ -110,27 +112,32 @@ class Trials:
         self, seed: int, overrides: Sequence[str], parent: Checkpoint | None = None, name: str = "t"
     ) -> tuple[Checkpoint, float]:
         """Train once; return the checkpoint and the seconds of processor time."""
-        place = self.work / name
-        shutil.rmtree(place, ignore_errors=True)
+        config = self.settings(seed, overrides, self.work / name)
+        return self.run("train", config, [parent or self.parent])
+
+    def run(
+        self, phase: str, config: PhaseConfig, sources: list[Checkpoint]
+    ) -> tuple[Checkpoint, float]:
+        """Run a phase afresh; return the checkpoint and the seconds of processor time."""
+        shutil.rmtree(config.out, ignore_errors=True)
         shutil.rmtree(self.work / ".forge", ignore_errors=True)
-        sources = [parent or self.parent]
-        config = self.settings(seed, overrides, place)
-        out = Workspace(config.out, phase="train", seed=seed, config=config, parents=sources)
+        out = Workspace(config.out, phase=phase, seed=config.seed, config=config, parents=sources)
         started = time.process_time()
-        run = registry.load("agent_forge.phases.train", "run", "phase module").run
-        run(PhaseRun(config, sources, out, EventLog(None, "train")))
-        return checkpoint.open(place), time.process_time() - started
+        run = registry.load(f"agent_forge.phases.{phase}", "run", "phase module").run
+        run(PhaseRun(config, sources, out, EventLog(None, phase)))
+        return checkpoint.open(config.out), time.process_time() - started
 
     def losses(self, child: Checkpoint) -> dict[str, float]:
         """Return held-out nats per learned token, kind by kind."""
         model = models.load(child).eval()
         by_kind = {}
         for kind in KINDS:
-            pairs = row_nll(model, self._held_out(kind))
+            pairs = row_nll(model, self.held_out(kind))
             by_kind[kind] = float(pairs[:, 0].sum() / pairs[:, 1].sum())
         return by_kind
 
-    def _held_out(self, kind: str) -> list[tuple[list[int], list[bool]]]:
+    def held_out(self, kind: str) -> list[tuple[list[int], list[bool]]]:
+        """Return held-out windows of a kind of data: ids, and which of them are scored."""
         if kind not in self.rows:
             options, config = self.options, self.settings(0, [], self.work / "unused")
             source = data.source(kind, config.data, self.tokenizer, "validation", 0, rows=400)

@@ -545,6 +545,43 @@ def test_phase_counts_coarser_scales_and_rounded_embeddings_in_its_size(
     )
 
 
+@pytest.mark.parametrize(
+    "candidate",
+    [
+        ("linear.packing=three_of_four",),
+        ("linear.packing=three_of_four", "train.scale_lr=0.1", "train.blend_share=0.5"),
+        ("linear.dead_zone_bias=0.05",),
+        ("linear.dead_zone_bias=0.05", "train.scale_lr=0.1", "train.blend_share=1"),
+        ("linear.dead_zone_bias=0.05", "train.steps=0"),
+    ],
+)
+def test_phase_writes_what_it_trained_with_either_candidate_also_when_stopped_on_the_way(
+    candidate: tuple[str, ...], tiny_checkpoint: Checkpoint, data_config: DataConfig, tmp_path: Path
+) -> None:
+    config = config_for(tiny_checkpoint.path, tmp_path / "out", data_config, *candidate)
+    report, out, _ = run_phase(config)
+    child = checkpoint.open(report.outputs[0])
+    assert child.manifest.deployable_bytes == report.metrics["packed_file_bytes"]
+    model = models.load(child)
+    again = measure.packed_file_bytes(model, out.state / "again.safetensors")
+    assert again == child.manifest.deployable_bytes
+    for layer in ternary_layers(model).values():
+        codes = layer.ternary_parts()[0]
+        exactly_one = ((codes.unflatten(1, (-1, 4)) == 0).sum(-1) == 1).all()
+        assert bool(exactly_one) == ("linear.packing=three_of_four" in candidate)
+        assert layer.added_bias == (layer.bias is not None) == ("dead" in candidate[0])
+        assert layer.bias is None or bool((layer.bias != 0).any())
+    tokenizer = models.load_tokenizer(child)
+    context = measure.EvalContext(data=data_config, seed=0, tokenizer=tokenizer)
+    last = [key for key in report.metrics if key.startswith("bits_per_byte_")][-1]
+    scores = measure.text_scores(model, tokenizer, 8, context)
+    assert scores.mean == pytest.approx(report.metrics[last]["value"], rel=1e-6)
+    stopped = config_for(tiny_checkpoint.path, tmp_path / "stopped", data_config, *candidate)
+    with pytest.raises(Interrupted):
+        run_phase(stopped, stop_after="compensate" if "train.steps=0" in candidate else "distil")
+    assert checkpoint.open(run_phase(stopped)[0].outputs[0]).id == child.id
+
+
 def test_sub_norm_begins_with_the_mean_size_of_the_inputs_so_that_a_typical_token_passes(
     tiny_llama: Any,
 ) -> None:
@@ -673,6 +710,26 @@ def test_the_work_of_the_phase_is_counted_in_the_students_tokens(tmp_path: Path)
 def test_the_tokens_of_a_step_count_the_teachers_pass_as_a_third(tmp_path: Path) -> None:
     overrides = [f"out={tmp_path}", "train.rows=2", "train.length_tokens=30"]
     assert compose("bitnet", Config, overrides).step_tokens() == pytest.approx(2 * 30 * (1 + 1 / 3))
+
+
+def test_relations_of_two_tokens_by_hand_and_their_gradient_in_each_projection() -> None:
+    """A parent of (1, 0) relates its first token as softmax(1, 0), and its second evenly."""
+    parent = {kind: torch.tensor([[[1.0], [0.0]]]) for kind in distill.PROJECTIONS}
+    silent = {kind: torch.zeros(1, 2, 1) for kind in distill.PROJECTIONS}
+    p = math.e / (1 + math.e)
+    one_token = p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p))
+    assert relation_loss(parent, silent, heads=1).item() == pytest.approx(one_token / 2, rel=1e-5)
+    # A student of (a, b) relates its tokens as softmax(aa, ab) and softmax(ab, bb). At a = 1/2 and
+    # b = 0 the slopes of (aa, ab) are (1, 0) in a and (0, 1/2) in b, and the second row is even.
+    student = {
+        kind: torch.tensor([[[0.5], [0.0]]], requires_grad=True) for kind in distill.PROJECTIONS
+    }
+    relation_loss(parent, student, heads=1).backward()
+    q = math.exp(0.25) / (1 + math.exp(0.25))
+    share = 1 / 6  # The loss is a mean over three projections and two tokens.
+    for kind in distill.PROJECTIONS:
+        slopes = student[kind].grad.flatten().tolist()
+        assert slopes == pytest.approx([(q - p) * share, (p - q) / 2 * share], rel=1e-4)
 
 
 def test_relations_do_not_change_when_a_head_is_rotated() -> None:

@@ -232,11 +232,12 @@ def _coded_like(
     return layer
 
 
-def _expect_bias(layer: nn.Module) -> None:
-    """Give a coded linear a bias that the file fills in."""
-    assert isinstance(layer, CompressedLinear)
-    layer.bias = nn.Parameter(torch.zeros(layer.out_features, device=layer.compact_device()))
-    layer.added_bias = True
+def _expect_bias(layer: Any) -> None:
+    """Give a linear, coded or not, a bias that the file fills in."""
+    coded = isinstance(layer, CompressedLinear)
+    device = layer.compact_device() if coded else layer.weight.device
+    layer.bias = nn.Parameter(torch.zeros(layer.out_features, device=device))
+    layer.added_bias = True  # exports refuse by this
 
 
 def _empty_parameter(model: nn.Module, name: str, size_bytes: int) -> None:

@@ -24,8 +24,8 @@ _MARGIN = 0.02
 _BITS, _VALUES, _BYTES = 5, 8, 5  # eight values of five bits fill five bytes
 
 
-def kept(size: Tensor) -> Tensor:
-    """Return where weights stay: all but the first of least size of each four in a row.
+def nonzero_mask(size: Tensor) -> Tensor:
+    """Return which weights stay: all but the first of least size in each four of a row.
 
     size: (rows, columns); the result is bool of the same shape.
     """
@@ -53,7 +53,7 @@ def three_of_four_codes(
     each group that stay.
     """
     size = weight.abs()
-    stays = kept(size)
+    stays = nonzero_mask(size)
     if scales is None:
         scales = _mean_sizes(size, stays, group_size)
     return (
@@ -82,13 +82,13 @@ def project_three_of_four(codes: Tensor, scales: Tensor, group_size: int, target
     """
     scale, stays = multiply_out(torch.ones_like(codes), scales, group_size), codes != 0
     size = target.float().abs()
-    size_of_kept = size.masked_fill(signs(target) != codes, 0.0).maximum(scale * _MARGIN)
+    nonzero_size = size.masked_fill(signs(target) != codes, 0.0).maximum(scale * _MARGIN)
     fours = functional.pad(
-        size_of_kept.masked_fill(~stays, torch.inf), (0, -codes.shape[1] % FOUR), value=torch.inf
+        nonzero_size.masked_fill(~stays, torch.inf), (0, -codes.shape[1] % FOUR), value=torch.inf
     ).unflatten(1, (-1, FOUR))
     smallest = fours.amin(-1, keepdim=True).expand_as(fours).flatten(1)[:, : codes.shape[1]]
     of_zero = torch.copysign(size.minimum(smallest * (1 - _MARGIN)), target)
-    return torch.where(stays, codes * size_of_kept, of_zero)
+    return torch.where(stays, codes * nonzero_size, of_zero)
 
 
 def latents_for_three_of_four(

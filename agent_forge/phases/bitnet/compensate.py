@@ -36,7 +36,7 @@ from agent_forge.models.ternary import (
     ternary_layers,
 )
 from agent_forge.models.ternary.three_of_four import (
-    kept,
+    nonzero_mask,
     project_three_of_four,
     signs,
     three_of_four_codes,
@@ -262,7 +262,9 @@ def _three_in_order(original: Tensor, upper: Tensor, group_size: int) -> tuple[T
         cost = column_cost[first : first + group.shape[1]]
         if group_size > 0:
             scale = three_scale(group, cost)
-        zeros[:, first : first + group.shape[1]] = ~kept(cost * (2 * group.abs() - scale[:, None]))
+        zeros[:, first : first + group.shape[1]] = ~nonzero_mask(
+            cost * (2 * group.abs() - scale[:, None])
+        )
 
     def rounded(block: Tensor, first: int) -> Tensor:
         code = signs(block).masked_fill(zeros[:, first : first + 1], 0.0)
@@ -279,7 +281,7 @@ def three_scale(block: Tensor, column_cost: Tensor) -> Tensor:
 
     It is the weighted mean size of the others. block: (rows, columns); column_cost: (columns,).
     """
-    weights = kept(block.abs()) * column_cost
+    weights = nonzero_mask(block.abs()) * column_cost
     return (block.abs() * weights).sum(1) / weights.sum(1)
 
 

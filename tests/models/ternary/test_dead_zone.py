@@ -192,7 +192,8 @@ def test_compressed_checkpoint_and_packed_engine_run_the_bias(
         if name in ternary_layers(source)
     }
     save(compressed.compress(source, coded), None, tmp_path / "coded")
-    assert torch.allclose(logits(load(tmp_path / "coded")), expected, atol=1e-4)
+    error = logits(load(tmp_path / "coded")) - expected
+    assert float(error.norm() / expected.norm()) < 1e-3
     engine = runtime.load(tmp_path / "coded", threads=1)
     assert_runs(engine, model, expected)
     loading.save(engine, tmp_path / "model.forge")
