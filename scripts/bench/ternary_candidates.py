@@ -78,6 +78,7 @@ def run(arguments: Sequence[str] = ()) -> Result:
     figures += [bench.gain(n, k, "kl") for n in CANDIDATES for k in KINDS if k != worst[n]]
     figures += [bench.gain(n, k, "bits") for n in CANDIDATES for k in KINDS]
     figures += [bench.shipped(kind, measure) for kind in KINDS for measure in ("kl", "bits")]
+    figures += [bench.costs(name, what) for name in CANDIDATES for what in ("bytes", "seconds")]
     for figure in figures:
         print(f"{figure.claim}: {figure.figure:+.4f} {figure.interval} {figure.unit}")
     winners = [f for f in figures[: len(CANDIDATES)] if f.interval and f.interval[0] > 0]
@@ -170,6 +171,18 @@ class Candidates:
         name = "KL" if measure == "kl" else "bits per byte"
         values = [self.trial(SHIPPED, s)[measure][kind] for s in range(self.options.seeds)]
         return self._figure(f"the shipped recipe itself, {name} of {kind}", values, measure)
+
+    def costs(self, variant: str, what: str) -> Figure:
+        """Return the packed bytes or processor seconds of a variant over the shipped recipe's."""
+        ratios = [
+            self.trial(variant, seed)[what] / self.trial(SHIPPED, seed)[what]
+            for seed in range(self.options.seeds)
+        ]
+        unit = {"bytes": "x the packed file", "seconds": "x the processor time"}[what]
+        return Figure(
+            claim=f"{variant}, {what}", figure=statistics.median(ratios), unit=unit,
+            n=f"median of {len(ratios)}",
+        )  # fmt: skip
 
     def _figure(self, claim: str, values: Sequence[float], measure: str) -> Figure:
         mean, low, high = mean_interval(values)
