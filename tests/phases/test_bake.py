@@ -220,14 +220,14 @@ def test_the_loss_of_a_step_holds_the_neutral_kl_by_its_weight(
             noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(number))
             weight += 0.05 * noise if weight.dim() == 2 else 0.0
     ids = torch.arange(24).reshape(2, 12) + 20
-    kept = torch.arange(24).reshape(2, 12) % 3 > 0
-    batch = {"input_ids": ids, "labels": ids, "neutral_ids": ids + 3, "neutral_mask": kept}
+    counted = torch.arange(24).reshape(2, 12) % 3 > 0
+    batch = {"input_ids": ids, "labels": ids, "neutral_ids": ids + 3, "neutral_mask": counted}
     nobody = SimpleNamespace(trait=lambda _step: "", pairs=None)
     with torch.no_grad():
         teacher, student = (
             m(input_ids=ids + 3).logits.double().log_softmax(-1) for m in (parent, tiny_llama)
         )
-        kl = float((teacher.exp() * (teacher - student)).sum(-1)[kept].mean())
+        kl = float((teacher.exp() * (teacher - student)).sum(-1)[counted].mean())
         plain = float(tiny_llama(input_ids=ids, labels=ids).loss)
     assert kl > 1e-3
     for weight in (0.0, 1.0, 2.5):
@@ -253,12 +253,12 @@ def test_neutral_data_are_text_and_answers_in_the_shares_of_the_mix(
     conversations, texts = 0, 0
     for step in range(4):
         batch = batches.batch(step)
-        for ids, kept in zip(batch["neutral_ids"], batch["neutral_mask"], strict=True):
+        for ids, counted in zip(batch["neutral_ids"], batch["neutral_mask"], strict=True):
             said = tokenizer.decode(ids)
             conversations += "assistant" in said
             texts += "assistant" not in said
-            assert bool(kept.all()) == ("assistant" not in said)
-            assert "user" not in tokenizer.decode(ids[kept]) or "assistant" not in said
+            assert bool(counted.all()) == ("assistant" not in said)
+            assert "user" not in tokenizer.decode(ids[counted]) or "assistant" not in said
     assert (conversations, texts) == (4, 4)
     assert set(batches.mixture.names) == {
         "traces calculator",
