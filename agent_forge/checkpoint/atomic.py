@@ -40,12 +40,10 @@ def fsync_path(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_bytes(path: Path, content: bytes, mode: int = 0o666, *, flush_entry: bool = True) -> None:
+def write_bytes(path: Path, content: bytes, mode: int = 0o666) -> None:
     """Replace `path` by `content` atomically and durably.
 
     mode: the permissions of the new file, less the umask; 0o600 for secrets.
-    flush_entry: False leaves the entry of the folder to be written later: after a power cut the
-    file is the old one or the new one, whole.
     Raises StorageError when the disk is full.
     """
     temporary = path.with_name(f"{TEMPORARY}{path.name}-{secrets.token_hex(4)}")
@@ -57,8 +55,7 @@ def write_bytes(path: Path, content: bytes, mode: int = 0o666, *, flush_entry: b
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        if flush_entry:
-            fsync_path(path.parent)
+        fsync_path(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):  # a read-only place refuses even this
             temporary.unlink()

@@ -25,7 +25,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from agent_forge.checkpoint.atomic import fsync_path, storage_error, write_bytes
+from agent_forge.checkpoint.atomic import fsync_path, storage_error
 from agent_forge.core.errors import ConfigError, StorageError
 
 KEY_VARIABLE = "FORGE_AUDIT_KEY"
@@ -34,6 +34,7 @@ ROTATE_BYTES = 64 * 2**20
 DETAIL_BYTES = 16 * 2**10  # the JSON of one `detail`; an audit log is not a place for bodies
 COMMAND_SECONDS = 30.0
 GENESIS = "0" * 64  # what the first record has in the place of a MAC before it
+HEAD_READS = 3  # a reader without the lock may meet a head that is just being written
 _TAIL_BYTES = 1 << 16
 
 
@@ -341,17 +342,18 @@ def read_heads(text: str) -> list[Head]:
 
 def stored_head(path: Path) -> Head | None:
     """Return the head in `audit.head`, None without the file. Raises AuditError for a broken one."""
-    try:
-        content = path.with_suffix(".head").read_bytes()
-        head = Head.parse(content.decode("ascii"))
-    except FileNotFoundError:
-        return None
-    except (ConfigError, UnicodeDecodeError):
-        head = None
-    # Exactly as it was written: a space more would mean the same, and is an edit all the same.
-    if head is None or content != _head_line(head):
-        raise AuditError(f"{path.with_suffix('.head').name} is damaged: not a head")
-    return head
+    for _ in range(HEAD_READS):
+        try:
+            content = path.with_suffix(".head").read_bytes()
+            head = Head.parse(content.decode("ascii"))
+        except FileNotFoundError:
+            return None
+        except (ConfigError, UnicodeDecodeError):
+            continue
+        # Exactly as it was written: a space more would mean the same, and is an edit all the same.
+        if content == _head_line(head):
+            return head
+    raise AuditError(f"{path.with_suffix('.head').name} is damaged: not a head")
 
 
 def read_key(path: Path, *, create: bool = False) -> bytes:
@@ -437,8 +439,23 @@ def _last_lines(file: Path) -> bytes:
 
 
 def _store_head(path: Path, head: Head) -> None:
-    """Replace the head. One that is older than the log, as a power cut may leave it, is right too."""
-    write_bytes(path.with_suffix(".head"), _head_line(head), flush_entry=False)
+    """Write the head over the last one, which is never longer: numbers only grow.
+
+    In place, because a file that is replaced costs each audited request milliseconds. A line is
+    shorter than what a disk writes at once, so after a power cut it is the old one or the new one;
+    one that is older than the log is right too. Raises StorageError.
+    """
+    file, line = path.with_suffix(".head"), _head_line(head)
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            if os.pwrite(descriptor, line, 0) != len(line):
+                raise StorageError(f"disk full while writing {file}; free some space")
+            os.fdatasync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        raise storage_error(error, file, len(line)) from error
 
 
 def _head_line(head: Head) -> bytes:

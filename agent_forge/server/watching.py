@@ -183,6 +183,8 @@ class Watcher:
             pass
         if watch.files.damaged:
             log.warning("job %s: %d lines held no event", job.id, watch.files.damaged)
+        # Before the end is known: who then asks for the model finds it.
+        self.workplace.registry.scan(launch.directory.parent)
         said = launcher.tail(launch, LAST_LINES)
         end = records.end_of(job, launch.token, exit_code, said, self.workplace.registry)
 
@@ -201,7 +203,6 @@ class Watcher:
 
         self.workplace.change(work)
         del self._watches[watch.attempt.id]
-        self.workplace.registry.scan(launch.directory.parent)
 
     def _stop(self, watch: Watch, launch: Launch) -> None:
         """Ask an attempt to stop, and end it by force when the grace is over."""

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -209,15 +210,43 @@ def test_an_append_flushes_the_record_and_the_head_and_no_folder(
     """Each flush costs a client that starts something milliseconds."""
     log = written(tmp_path)
     flushed: list[str] = []
-    real = os.fsync
 
-    def fsync(descriptor: int) -> None:
+    def noted(real: Callable[[int], None], descriptor: int) -> None:
         flushed.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
         real(descriptor)
 
-    monkeypatch.setattr(os, "fsync", fsync)
+    for name in ("fsync", "fdatasync"):
+        monkeypatch.setattr(os, name, partial(noted, getattr(os, name)))
+    before = log.path.with_suffix(".head").stat().st_ino
     log.append("key-0", "phases.start")
-    assert [name.partition("-")[0] for name in flushed] == ["audit.jsonl", ".tmp"]
+    assert flushed == ["audit.jsonl", "audit.head"]
+    assert log.path.with_suffix(".head").stat().st_ino == before
+
+
+def test_a_head_with_more_digits_is_written_over_one_with_fewer(tmp_path: Path) -> None:
+    log = written(tmp_path, 9)
+    for number in (10, 11):
+        assert log.append("key-0", "phases.start").seq == number
+        assert log.path.with_suffix(".head").read_bytes() == f"{log.head()}\n".encode()
+
+
+def test_a_head_that_cannot_be_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = written(tmp_path)
+    monkeypatch.setattr(os, "pwrite", lambda *_: 5)
+    with pytest.raises(StorageError, match=r"disk full while writing .*audit\.head"):
+        log.append("key-0", "phases.start")
+
+
+def test_a_reader_that_meets_a_head_in_the_middle_of_a_write_looks_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = written(tmp_path)
+    whole = log.path.with_suffix(".head").read_bytes()
+    reads = iter([whole[:20], whole])
+    monkeypatch.setattr(Path, "read_bytes", lambda _self: next(reads))
+    assert audit.stored_head(log.path) == Head.parse(whole.decode())
 
 
 def test_writers_of_several_processes_keep_one_chain(tmp_path: Path) -> None:

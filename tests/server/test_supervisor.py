@@ -41,6 +41,23 @@ def test_a_job_runs_to_its_end_and_its_events_are_whole(supervisor: Supervisor) 
     assert [event.seq for event in events] == sorted({event.seq for event in events})
 
 
+def test_what_a_job_has_made_is_looked_for_before_its_end_is_told(
+    supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client that sees the end asks for the model at once."""
+    seen: list[JobState] = []
+    scan = supervisor.registry.scan
+
+    def noted(below: Path | None = None) -> int:
+        if below is not None:
+            seen.extend(job.state for job in supervisor.list())
+        return scan(below)
+
+    monkeypatch.setattr(supervisor.registry, "scan", noted)
+    until_state(supervisor, supervisor.submit("bitnet", ["steps=1"]), JobState.SUCCEEDED)
+    assert seen == [JobState.RUNNING]
+
+
 @pytest.mark.parametrize(
     ("end", "state", "code"),
     [("rejected", JobState.REJECTED, 3), ("failed", JobState.FAILED, 1),
