@@ -94,6 +94,31 @@ def test_traces_hold_what_the_real_tool_answered(kind: str, data_config: DataCon
         assert make_box().run(call).text == trace["answer"] == trace["messages"][-1]["content"]
 
 
+def test_word_problems_are_answered_by_the_number_that_the_calculator_gave(
+    data_config: DataConfig,
+) -> None:
+    held = traces.make("word_problems", 30, "validation", 0, data_config)
+    box = traces.toolbox("word_problems", "validation", data_config)()
+    for trace in held:
+        call = measure.wanted_call(trace)
+        assert call is not None
+        result = box.run(call)
+        assert result.text == trace["result"]
+        assert trace["result"] in trace["answer"].rstrip(".").split()
+        assert trace["messages"][-1]["content"] == trace["answer"]
+        assert (trace["kind"], trace["filtered"]) == ("word_problems", True)
+        right = Turn(f"So it is {trace['result']}.", [result], [], True)
+        assert measure.is_right(trace, right, box)
+        assert not measure.is_right(trace, Turn(right.text, [], [], True), box)
+    trained = traces.make("word_problems", 400, "train", 0, data_config)
+    calls = [
+        {measure.wanted_call(trace).arguments["expression"] for trace in part}  # type: ignore[union-attr]
+        for part in (held, trained)
+    ]
+    assert len(calls[0]) == 30
+    assert not calls[0] & calls[1]
+
+
 def test_calculator_traces_carry_the_right_expression(data_config: DataConfig) -> None:
     for trace in traces.make("calculator", 60, "train", 0, data_config):
         target = measure.wanted_call(trace)
@@ -600,6 +625,13 @@ def test_only_tools_that_the_model_can_use_are_offered(settings: Callable[..., C
         "recall",
     ]
     assert len(offered_kinds(settings("measure.offer_from=0"), measured)) == 4
+    # One tool, two kinds of question: it is offered where the model can use it for one of them.
+    both = settings("measure.offer_from=0.05", "traces.word_problems.count=9")
+    for able, unable in (("calculator", "word_problems"), ("word_problems", "calculator")):
+        one = measured | {able: measured["calculator"], unable: {"low": 0.0, "high": 0.1}}
+        assert offered_kinds(both, one) == ["calculator", "word_problems", "memory"]
+    offered = ["calculator", "word_problems", "memory"]
+    assert agent_settings(both, offered)["tools"] == ["calculator", "remember", "recall"]
     exactly = settings(f"measure.offer_from={measured['memory']['low']!r}")
     assert offered_kinds(exactly, measured) == ["calculator", "memory"]
 
@@ -646,7 +678,7 @@ def test_a_filter_that_is_overridden_and_tools_that_are_not_offered_are_reported
 ) -> None:
     config = settings(
         "traces.tau_nats=50", "traces.code.count=0", "traces.retrieve.count=0", "persona.enabled=false",
-        "training.steps=1", "measure.offer_from=0.05",
+        "training.steps=1", "measure.offer_from=0.05", "traces.word_problems.count=8",
     )  # fmt: skip
     report, _ = forge(config, tiny_checkpoint, tmp_path / "overridden")
     for row in report.tables["traces"]:
@@ -663,11 +695,13 @@ def test_a_filter_that_is_overridden_and_tools_that_are_not_offered_are_reported
     held_out = {row["kind"]: row for row in report.tables["held-out tools"]}
     # The dashboard reads this table by its name.
     ends = {row.pop("kind"): row for row in report.tables["how held-out answers ended"]}
-    assert set(ends) == {"calculator", "memory"}
+    assert set(ends) == {"calculator", "word_problems", "memory"}
+    parts = [row for row in held_out.values() if row["kind"].startswith("word_problems, ")]
+    assert sum(row["n"] for row in parts) == held_out["word_problems"]["n"] == 6
     for kind, counts in ends.items():
         assert sum(counts.values()) == held_out[kind]["n"]
         assert counts["right"] == pytest.approx(held_out[kind]["after"] * held_out[kind]["n"])
-    assert "filter overridden for calculator, memory" in report.summary
+    assert "filter overridden for calculator, word_problems, memory" in report.summary
     assert "offered: no tool" in report.summary
     assert checkpoint.open(report.outputs[0]).manifest.agent["tools"] == []
 

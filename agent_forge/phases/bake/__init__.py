@@ -28,7 +28,7 @@ from agent_forge.config.limits import (
 )
 from agent_forge.core.errors import ConfigError
 
-KINDS = ("calculator", "memory", "code", "retrieve")
+KINDS = ("calculator", "word_problems", "memory", "code", "retrieve")
 OWN = "own"  # the kind of traces of the user's own tools
 BUILTIN = ("auto", "on", "off")
 # For estimates, in tokens: a question, a trace, a listing of tools, a piece of held-out text.
@@ -65,6 +65,7 @@ class TracesConfig:
     builtin: Annotated[str, OneOf(BUILTIN)]
     calculator: KindConfig
     digits: Annotated[int, Range(3, 15)]
+    word_problems: KindConfig
     memory: KindConfig
     code: KindConfig
     retrieve: KindConfig

@@ -2,18 +2,20 @@
 run.
 
 A calculator answer counts when the call carried the question's own expression and the reply is the
-tool's result. A memory answer counts when it is the newest fact, recalled in a conversation of its
+tool's result; that of a word problem when the calculator computed the number and the reply says it
+(the task `word_problems`). A memory answer counts when it is the newest fact, recalled in a conversation of its
 own. Any other answer counts when the tool ran and the reply is its result.
 """
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from agent_forge.agent import Call, Toolbox, Turn, TurnLimits, answer_turns
 from agent_forge.agent.settings import BATCH_ROWS
 from agent_forge.data.synthetic import tools
+from agent_forge.evaluate.tasks import word_problems
 from agent_forge.models.sampling import Decoding
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.bake import Config, traces
@@ -82,20 +84,19 @@ def accuracy(
     figure["endings"] = {name: endings[name] for name in ENDINGS if endings[name]}
     if kind == "calculator":
         figure["kinds"] = _by_digits(heldout, right) | _without_call(heldout, turns)
+    if kind == "word_problems":
+        figure["kinds"] = _shares((trace["part"] for trace in heldout), right)
     return figure, samples
 
 
 def _by_digits(heldout: Sequence[traces.Trace], right: Sequence[bool]) -> dict[str, Any]:
     """Return {"value", "low", "high", "n"} per number of digits of a sum's longer operand."""
-    parts: dict[int, list[bool]] = {}
-    for trace, ok in zip(heldout, right, strict=True):
-        call = wanted_call(trace)
-        if call is not None:
-            length = tools.longest_operand(call.arguments["expression"])
-            parts.setdefault(length, []).append(ok)
+    calls = list(map(wanted_call, heldout))
+    lengths = [tools.longest_operand(call.arguments["expression"]) for call in calls if call]
+    with_call = [ok for call, ok in zip(calls, right, strict=True) if call]
     return {
-        f"{length} digit{'s' if length > 1 else ''}": _share(part)
-        for length, part in sorted(parts.items())
+        f"{length} digit{'s' if length > 1 else ''}": share
+        for length, share in _shares(lengths, with_call).items()
     }
 
 
@@ -109,6 +110,14 @@ def _without_call(heldout: Sequence[traces.Trace], turns: Sequence[Turn]) -> dic
     return {NO_CALL_NEEDED: _share(silent)} if silent else {}
 
 
+def _shares(parts: Iterable[Any], right: Iterable[bool]) -> dict[Any, Any]:
+    """Return {"value", "low", "high", "n"} of each part, in order; parts: one per answer."""
+    by_part: dict[Any, list[bool]] = {}
+    for part, ok in zip(parts, right, strict=True):
+        by_part.setdefault(part, []).append(ok)
+    return {part: _share(by_part[part]) for part in sorted(by_part)}
+
+
 def _share(right: Sequence[bool]) -> dict[str, Any]:
     low, high = wilson(sum(right), len(right))
     return {"value": sum(right) / len(right), "low": low, "high": high, "n": len(right)}
@@ -118,6 +127,8 @@ def is_right(trace: traces.Trace, turn: Turn, box: Toolbox) -> bool:
     """Return whether a turn answers a trace: the right reply, by a call that ran, or without a call
     where the question needs none.
     """
+    if trace["kind"] == "word_problems":
+        return word_problems.is_right(trace, turn)
     if not turn.finished or turn.text != trace["answer"]:
         return False
     expected = wanted_call(trace)

@@ -171,14 +171,13 @@ def _against(
 
 
 def offered_kinds(config: Config, measured: Mapping[str, Any]) -> list[str]:
-    """Return the baked kinds whose tools the model can use: the lower bound of their share of
-    right held-out answers is high enough.
+    """Return the baked kinds whose tools the model can use: the lower bound of the share of right
+    held-out answers is high enough, theirs or that of another kind with the same tools.
     """
-    return [
-        kind
-        for kind in lessons.enabled_kinds(config)
-        if measured[kind]["low"] >= config.measure.offer_from
-    ]
+    kinds = {kind: set(traces.TOOLS.get(kind, (kind,))) for kind in lessons.enabled_kinds(config)}
+    able = [kind for kind in kinds if measured[kind]["low"] >= config.measure.offer_from]
+    usable = {tool for kind in able for tool in kinds[kind]}
+    return [kind for kind, names in kinds.items() if names <= usable]
 
 
 def agent_settings(config: Config, offered: Sequence[str], reply_tokens: int = 0) -> dict[str, Any]:
@@ -187,7 +186,8 @@ def agent_settings(config: Config, offered: Sequence[str], reply_tokens: int = 0
 
     reply_tokens: what a turn with the user's own tools needs.
     """
-    tools: list[Any] = [tool for kind in offered if kind != OWN for tool in traces.TOOLS[kind]]
+    builtin = [tool for kind in offered if kind != OWN for tool in traces.TOOLS[kind]]
+    tools: list[Any] = list(dict.fromkeys(builtin))
     if OWN in offered:
         tools += [tool.entry() for tool in own.load_tools(tuple(config.tools))]
     return {

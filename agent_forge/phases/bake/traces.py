@@ -2,7 +2,8 @@
 
 A trace is {"kind", "messages", "answer", "filtered", "stages"}: its kind, the messages that are
 trained, the final answer, whether the Toolformer filter applies, and the user turns of all its
-conversations in order, which the held-out measurement asks. Memory traces come in three
+conversations in order, which the held-out measurement asks. That of a word problem has also
+"result", the number, and "part", the sort of problem. Memory traces come in three
 conversations on one SQLite store: write, replace, recall. The split of a trace depends on what it
 asks for (the fact, or the numbers in ascending order), and no two held-out traces ask for the same.
 Where a split holds fewer of these, there are fewer traces.
@@ -28,11 +29,12 @@ from agent_forge.config import DataConfig
 from agent_forge.core.errors import DataError, PhaseError
 from agent_forge.core.seeds import numpy_generator
 from agent_forge.data import documents, split_of
-from agent_forge.data.synthetic import memory, tools
+from agent_forge.data.synthetic import memory, tools, word_problems
 
 Trace = dict[str, Any]
 TOOLS = {
     "calculator": ("calculator",),
+    "word_problems": ("calculator",),
     "memory": ("remember", "recall"),
     "code": ("code",),
     "retrieve": ("retrieve",),
@@ -75,7 +77,7 @@ def make(
     Raises PhaseError when a tool returns a wrong result.
     """
     if kind == "calculator":
-        return _calculator(count, split, seed, digits)
+        return _calculator(tools.rows(count, split, seed, digits=digits))
     return _MAKERS[kind](count, split, seed, data)
 
 
@@ -103,11 +105,11 @@ def passage_store(data: DataConfig, split: str) -> DocumentIndex:
     return index
 
 
-def _calculator(count: int, split: str, seed: int, digits: int) -> list[Trace]:
-    """Return generated sums; questions that need no tool stay as they are."""
+def _calculator(rows: Sequence[dict[str, Any]]) -> list[Trace]:
+    """Return traces of generated rows; questions that need no tool stay as they are."""
     box = Toolbox(TOOLS["calculator"])
     traces = []
-    for row in tools.rows(count, split, seed, digits=digits):
+    for row in rows:
         question = row["messages"][0]["content"]
         if not row["tool"]:
             traces.append(_trace("calculator", row["messages"], row["answer"], filtered=False))
@@ -115,12 +117,22 @@ def _calculator(count: int, split: str, seed: int, digits: int) -> list[Trace]:
         messages, result = _ask(
             box, question, Call("calculator", {"expression": row["expression"]})
         )
-        if result != row["answer"]:
+        expected, answer = row.get("result", row["answer"]), row["answer"]
+        if result != expected:
             raise PhaseError(
-                f"the calculator says {row['expression']} = {result}, the question says {row['answer']}"
+                f"the calculator says {row['expression']} = {result}, the question says {expected}"
             )
-        traces.append(_trace("calculator", [*messages, _says(result)], result, filtered=True))
+        traces.append(_trace("calculator", [*messages, _says(answer)], answer, filtered=True))
     return traces
+
+
+def _word_problems(count: int, split: str, seed: int, data: DataConfig) -> list[Trace]:  # noqa: ARG001
+    """Return word problems, each with its number and the sort that it is counted under."""
+    rows = word_problems.rows(count, split, seed)
+    return [
+        {**trace, "kind": "word_problems", "result": row["result"], "part": row["kind"]}
+        for trace, row in zip(_calculator(rows), rows, strict=True)
+    ]
 
 
 def _memory(count: int, split: str, seed: int, data: DataConfig) -> list[Trace]:  # noqa: ARG001
@@ -293,6 +305,7 @@ def _long_words(text: str) -> list[str]:
 
 
 _MAKERS: dict[str, Callable[[int, str, int, DataConfig], list[Trace]]] = {
+    "word_problems": _word_problems,
     "memory": _memory,
     "code": _code,
     "retrieve": _retrieve,
