@@ -94,6 +94,23 @@ class TrainingConfig:
 
 
 @dataclass(slots=True, kw_only=True)
+class OnPolicyConfig:
+    """Steps after the others, in which the model answers questions of the user's tools itself and
+    learns the prompted parent's distribution at its own tokens.
+    """
+
+    steps: CountOrNone
+    rows: Count
+    refresh_every_steps: Count
+    lr_scale: Annotated[float, Range(0, 100, above=True)]
+    forward_share: Share
+    reverse_share: Annotated[float, Range(0, 0.9)]
+    temperature: Temperature
+    top_k: Count
+    weight: Weight
+
+
+@dataclass(slots=True, kw_only=True)
 class VoiceConfig:
     """The parent's own answers to plain questions, on which its distribution is kept."""
 
@@ -162,6 +179,7 @@ class Config(PhaseConfig):
     allow: list[Text]
     traces: TracesConfig
     training: TrainingConfig
+    on_policy: OnPolicyConfig
     voice: VoiceConfig
     preferences: PreferencesConfig
     persona: PersonaConfig
@@ -181,6 +199,17 @@ class Config(PhaseConfig):
             raise ConfigError(
                 f"allow={self.allow} names destructive tools, but tools=[] has none; name both, or "
                 "leave allow out"
+            )
+        if self.on_policy.steps and not (self.tools and self.traces.own.count):
+            raise ConfigError(
+                f"on_policy.steps={self.on_policy.steps} lets the model answer questions of your "
+                "own tools, and there are none; set tools=[my_tools.py] and traces.own.count, or "
+                "on_policy.steps=0"
+            )
+        if self.on_policy.steps and self.runtime.shard:
+            raise ConfigError(
+                "on_policy.steps lets one process write the model's answers, which a sharded model "
+                "cannot; set runtime.shard=false"
             )
 
     def kinds(self) -> list[str]:
@@ -206,8 +235,15 @@ class Config(PhaseConfig):
         # A pair has two answers, which fill half of the longest length.
         pairs = self.preferences.pairs * self.preferences.length_tokens
         others = voice + (pairs if self.preferences.rows else 0)
-        trained = training.steps * (rows * training.length_tokens + answers + plain + others)
-        return trained + self._lesson_tokens() + self._measured_tokens()
+        steps = training.steps + self.on_policy.steps
+        trained = steps * (rows * training.length_tokens + answers + plain + others)
+        return trained + self._on_policy_tokens() + self._lesson_tokens() + self._measured_tokens()
+
+    def _on_policy_tokens(self) -> float:
+        """Return what own answers cost: each is written, read by the parent, and trained on."""
+        answer = QUESTION_TOKENS + self.measure.max_new_tokens
+        each = self.measure.max_new_tokens + (LISTING_TOKENS + answer) / 3 + answer
+        return self.on_policy.steps * self.on_policy.rows * each
 
     def _lesson_tokens(self) -> float:
         """Return the cost of what is learned from: each trace is read three times by the filter,

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 
 STAGE = "plain"
 NOT_RUN = "none ran: plain training on the same rows is off (baseline=true runs it)"
-SAME = "the same run: without neutral text, voice, pairs and persona, this bake is plain training on its rows"
+SAME = "the same run: without neutral text, own answers, voice, pairs and persona, this bake is plain training on its rows"
 
 
 def fine_tuned(phase: PhaseRun[Config], batches: BakeBatches) -> "PreTrainedModel":
     """Return the parent after plain training on the rows of `batches`, for as many steps as the
-    bake.
+    bake, those on its own answers included.
     """
     config = phase.config
     model = models.load(phase.sources[0].path, device=phase.device)
@@ -34,7 +34,7 @@ def fine_tuned(phase: PhaseRun[Config], batches: BakeBatches) -> "PreTrainedMode
             batches=batches.mixture,
             loss_fn=learn.lm_loss,
             stage=STAGE,
-            steps=config.training.steps,
+            steps=config.training.steps + config.on_policy.steps,
             optim=config.training.optim,
             out=phase.out,
             events=phase.events,
@@ -49,7 +49,7 @@ def fine_tuned(phase: PhaseRun[Config], batches: BakeBatches) -> "PreTrainedMode
 def is_same(batches: BakeBatches) -> bool:
     """Return whether the bake has no loss but cross-entropy, so that it is its own baseline."""
     others = (batches.neutral, batches.spoken, batches.pairs)
-    return not batches.traits and all(one is None for one in others)
+    return not (batches.traits or batches.on_policy) and all(one is None for one in others)
 
 
 def phrase(after: Mapping[str, Any], plain: Mapping[str, Any]) -> str:

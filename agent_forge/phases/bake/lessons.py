@@ -154,6 +154,7 @@ class BakeBatches:
         self.traits = list(lessons)
         self.spoken, self.voice_rows = spoken, config.voice.rows
         self.pairs, self.pairs_per_step = pairs, config.preferences.pairs
+        self.on_policy = config.on_policy.steps > 0
 
     def trait(self, step: int) -> str:
         """Return the trait whose turn it is ("" without lessons)."""

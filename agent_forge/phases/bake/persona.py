@@ -92,18 +92,34 @@ def teach(
     answers = [
         [*answer, *end] if len(answer) < config.reply_tokens else answer for answer in answers
     ]
+    return taught(model, plain, prompted, answers, config.top_k)
+
+
+@torch.no_grad()
+def taught(
+    model: "PreTrainedModel",
+    plain: Sequence[Sequence[int]],
+    prompted: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    top_k: int,
+) -> dict[str, Tensor]:
+    """Return what a teacher that sees longer prompts finds likely at each token of given answers.
+
+    plain, prompted: token ids of each prompt as the student and as the teacher sees it. The tensors
+    are those of `teach`.
+    """
     length = max(len(p) + len(a) for p, a in zip(plain, answers, strict=True))
     most = max(map(len, answers))
-    top_count = min(config.top_k, int(model.config.vocab_size))
-    ids = torch.zeros(len(texts), length, dtype=torch.int64)
-    mask = torch.zeros(len(texts), length, dtype=torch.bool)
-    tokens = torch.zeros(len(texts), most, top_count, dtype=torch.int64)
-    log_probs = torch.zeros(len(texts), most, top_count)
+    top_count = min(top_k, int(model.config.vocab_size))
+    ids = torch.zeros(len(plain), length, dtype=torch.int64)
+    mask = torch.zeros(len(plain), length, dtype=torch.bool)
+    tokens = torch.zeros(len(plain), most, top_count, dtype=torch.int64)
+    log_probs = torch.zeros(len(plain), most, top_count)
     model.eval()
     for i, (before, prompt, answer) in enumerate(zip(plain, prompted, answers, strict=True)):
-        ids[i, : len(before) + len(answer)] = torch.tensor(before + answer)
+        ids[i, : len(before) + len(answer)] = torch.tensor([*before, *answer])
         mask[i, len(before) - 1 : len(before) + len(answer) - 1] = True
-        row = torch.tensor([prompt + answer], device=model.device)
+        row = torch.tensor([[*prompt, *answer]], device=model.device)
         first = len(prompt) - 1  # the column that predicts the answer's first token
         logits = model(input_ids=row).logits[0, first : first + len(answer)].float()
         top = torch.log_softmax(logits, -1).topk(top_count, -1)
@@ -118,14 +134,32 @@ def top_kl(log_probs: Tensor, student_logits: Tensor, tokens: Tensor) -> Tensor:
     log_probs: (n, K), of the teacher; tokens: (n, K), their ids; student_logits: (n, V). It never
     exceeds the full KL, and equals it when K = V.
     """
-    student_all = torch.log_softmax(student_logits.float(), -1)
-    student = student_all.gather(-1, tokens)
+    student, teacher_tail, student_tail = _student_and_tails(log_probs, student_logits, tokens)
     shared = (log_probs.exp() * (log_probs - student)).sum(-1)
     if tokens.shape[-1] == student_logits.shape[-1]:
         return shared
+    return shared + teacher_tail * (teacher_tail.log() - student_tail.log())
+
+
+def reverse_top_kl(log_probs: Tensor, student_logits: Tensor, tokens: Tensor) -> Tensor:
+    """Return KL(student ‖ teacher) in nats at each position, as `top_kl` returns the other way."""
+    student, teacher_tail, student_tail = _student_and_tails(log_probs, student_logits, tokens)
+    shared = (student.exp() * (student - log_probs)).sum(-1)
+    if tokens.shape[-1] == student_logits.shape[-1]:
+        return shared
+    return shared + student_tail * (student_tail.log() - teacher_tail.log())
+
+
+def _student_and_tails(
+    log_probs: Tensor, student_logits: Tensor, tokens: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the student's log-probabilities of the teacher's top K (n, K), and the probability of
+    all other tokens under the teacher and under the student, (n,) each.
+    """
+    student = torch.log_softmax(student_logits.float(), -1).gather(-1, tokens)
     teacher_tail = (1.0 - log_probs.exp().sum(-1)).clamp(min=SMALLEST)
     student_tail = (1.0 - student.exp().sum(-1)).clamp(min=SMALLEST)
-    return shared + teacher_tail * (teacher_tail.log() - student_tail.log())
+    return student, teacher_tail, student_tail
 
 
 def lesson_kl(
@@ -133,6 +167,16 @@ def lesson_kl(
 ) -> tuple[Tensor, int]:
     """Return the summed KL (nats) over the answer tokens of some rows of a lesson, and the number
     of tokens.
+    """
+    at_answers = answer_logits(model, lesson, rows)
+    return top_kl(*at_answers).sum(), len(at_answers[0])
+
+
+def answer_logits(
+    model: "PreTrainedModel", lesson: Mapping[str, Tensor], rows: Sequence[int] | Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `top_kl` takes at the n answer tokens of some rows of a lesson: the teacher's
+    log_probs (n, K), the logits of `model` (n, V), and the teacher's tokens (n, K).
     """
     indices = torch.as_tensor(rows)
     mask = lesson["mask"][indices]
@@ -147,7 +191,7 @@ def lesson_kl(
     # Places are looked up on the lesson's own device, because indexing by a mask makes an
     # accelerator wait until the number of places is known.
     places = sent(mask.flatten().nonzero()[:, 0], model.device)
-    return top_kl(log_probs, logits.flatten(0, 1)[places], tokens).sum(), int(counts.sum())
+    return log_probs, logits.flatten(0, 1)[places], tokens
 
 
 @torch.no_grad()

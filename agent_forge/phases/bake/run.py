@@ -1,5 +1,5 @@
-"""Run the bake phase: traces, filter, persona lessons, one joint training, measurement, one
-checkpoint.
+"""Run the bake phase: traces, filter, persona lessons, one joint training, own answers where they
+are on, measurement, one checkpoint.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,6 +19,7 @@ from agent_forge.phases.bake import (
     baseline,
     lessons,
     measure,
+    on_policy,
     own,
     own_measure,
     persona,
@@ -48,9 +49,9 @@ def run(phase: PhaseRun[Config]) -> Report:
     batches = lessons.BakeBatches(
         config, phase.tokenizer, helpful, traits.lessons, spoken.lesson, pairs.lesson
     )
-    adapter = _trained(
-        phase, model, batches, lessons.joint_loss(config, parent, batches, traits.weights)
-    )
+    loss_fn = lessons.joint_loss(config, parent, batches, traits.weights)
+    answers = on_policy.Answers(phase, parent, helpful[OWN]) if config.on_policy.steps > 0 else None
+    adapter, rounds = _trained(phase, model, batches, loss_fn, answers)
     after = out.remember("after", lambda: _measure(phase, model))
     reached = out.remember("strengths", lambda: traits.measure(model))
     voice_kl = out.remember("voice", lambda: spoken.measure(model))
@@ -68,15 +69,8 @@ def run(phase: PhaseRun[Config]) -> Report:
         agent=agent_settings(config, offered, own.reply_tokens(phase) if OWN in offered else 0),
         deployable_bytes=models.deployable_bytes(model),
     )
-    accuracy = ", ".join(
-        f"{kind} {after['tools'][kind]['value']:.1%} (n={after['tools'][kind]['n']})"
-        for kind in after["tools"]
-    )
-    overridden = [str(row["kind"]) for row in table if row["taken below tau (filter overridden)"]]
     return Report(
-        summary=f"held-out calls right: {accuracy or 'none made'}; "
-        f"offered: {', '.join(offered) or 'no tool'}"
-        + (f"; filter overridden for {', '.join(overridden)}" if overridden else ""),
+        summary=_summary(after["tools"], offered, table),
         outputs=[str(written.path)],
         metrics=metrics,
         tables={
@@ -84,11 +78,27 @@ def run(phase: PhaseRun[Config]) -> Report:
             "held-out tools": _tool_rows(before, after, plain, offered),
             "how held-out answers ended": _ending_rows(after),
             **({"own tools": own_measure.table(before, after, plain)} if "own" in after else {}),
+            **({"own answers": rounds} if rounds else {}),
             "persona": traits.rows(reached),
             **({"own pairs, held out": [preferred]} if preferred is not None else {}),
         },
         samples=after["samples"],
         baseline=_against(batches, after, plain),
+    )
+
+
+def _summary(
+    tools: Mapping[str, Any], offered: Sequence[str], table: Sequence[Mapping[str, Any]]
+) -> str:
+    """Return the report's one line: what is right, what is offered, which filter was overridden."""
+    accuracy = ", ".join(
+        f"{kind} {figure['value']:.1%} (n={figure['n']})" for kind, figure in tools.items()
+    )
+    overridden = [str(row["kind"]) for row in table if row["taken below tau (filter overridden)"]]
+    return (
+        f"held-out calls right: {accuracy or 'none made'}; "
+        f"offered: {', '.join(offered) or 'no tool'}"
+        + (f"; filter overridden for {', '.join(overridden)}" if overridden else "")
     )
 
 
@@ -120,8 +130,11 @@ def _trained(
     model: "PreTrainedModel",
     batches: lessons.BakeBatches,
     loss_fn: learn.LossFn,
-) -> "Adapters | None":
-    """Train the model, or adapters that are then merged; return the adapters."""
+    answers: on_policy.Answers | None,
+) -> "tuple[Adapters | None, list[dict[str, Any]]]":
+    """Train the model, or adapters that are then merged; return the adapters, and the report's
+    table of own answers, empty where they are off.
+    """
     config = phase.config
     training = config.training
     seed = seed_for(config.seed, "bake", "adapters")
@@ -144,7 +157,8 @@ def _trained(
                 settings={"lora": [training.lora_rank, training.lora_alpha]},
             ),
         )
-    return adapter
+        rounds = [] if answers is None else on_policy.train(phase, model, batches, loss_fn, answers)
+    return adapter, rounds
 
 
 def _plain(phase: PhaseRun[Config], batches: lessons.BakeBatches) -> dict[str, Any] | None:
