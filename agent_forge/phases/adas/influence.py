@@ -24,20 +24,24 @@ def measure_influence(
     matrices: Sequence[Matrix],
     plain: Sequence[Sequence[int]],
     tasks: Sequence[Sequence[int]],
+    counted_from: tuple[Sequence[int], Sequence[int]] | None = None,
 ) -> dict[str, Tensor]:
     """Return influence/<layer> (), share/<matrix> () and stream/<layer> (d) as tensors, for
     `remember_tensors`.
 
-    plain, tasks: token ids of neutral and of task texts, run one at a time.
+    plain, tasks: token ids of neutral and of task texts, run one at a time. counted_from: of each
+    plain and each task text the first token whose hidden states count; None counts all.
     """
+    starts = counted_from or ([0] * len(plain), [0] * len(tasks))
     watch = _Watch()
     with watching(after=watch.hooks(model, matrices)):
         means = []
-        for texts in (plain, tasks):
+        for texts, firsts in zip((plain, tasks), starts, strict=True):
             watch.clear()
-            for ids in texts:
+            for ids, first in zip(texts, firsts, strict=True):
                 limit = positions(model.config) or len(ids)
                 fitting = cut_left(ids, limit, begin_ids(model.config))
+                watch.first = max(first - (len(ids) - len(fitting)), 0)
                 model(input_ids=torch.tensor([fitting], device=model.device), use_cache=False)
             means.append(
                 {layer: total / watch.tokens[layer] for layer, total in watch.stream.items()}
@@ -60,6 +64,7 @@ class _Watch:
     """Sums over tokens, per layer and per output matrix; a looped stack counts every pass."""
 
     def __init__(self) -> None:
+        self.first = 0  # tokens before this one do not count towards the stream
         self.clear()
 
     def hooks(self, model: nn.Module, matrices: Sequence[Matrix]) -> list[tuple[nn.Module, After]]:
@@ -85,7 +90,9 @@ class _Watch:
 
     def _on_layer(self, layer: int) -> Any:
         def hook(_module: nn.Module, inputs: Any, output: Any) -> None:
-            before, after = inputs[0].float(), stream_out(output).float()
+            before, after = (
+                part[:, self.first :].float() for part in (inputs[0], stream_out(output))
+            )
             # Of directions, because what a layer adds in length alone is divided out by the next
             # norm.
             cosine = torch.cosine_similarity(before, after, dim=-1)
