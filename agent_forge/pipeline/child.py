@@ -28,6 +28,7 @@ STDERR = "stderr.log"
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGHUP)
 # A worker that could not write its outcome leaves with one of these.
 EXPECTED_EXITS = (LockedError.exit_code, StorageError.exit_code)
+STOPPED_EXITS = (Interrupted.exit_code, 130)
 
 
 def run_child(
@@ -113,12 +114,15 @@ def died(name: str, digest: str, exit_code: int, errors: str, record: Path) -> O
     """Return the outcome of a worker that ended without writing one."""
     last = " ".join(errors.strip().splitlines()[-1:])
     status, code, go_on = "failed", exit_code if exit_code > 0 else 1, ""
+    saved = "; the same command goes on from its last saved state"
     if -exit_code in STOPPING:
         cause = f"was killed by {signal.Signals(-exit_code).name}"
         if -exit_code == signal.SIGKILL:
             cause += " (often the system running out of memory: lower the batch size)"
         status, code = "interrupted", 130 if -exit_code == signal.SIGINT else Interrupted.exit_code
-        go_on = "; the same command goes on from its last saved state"
+        go_on = saved
+    elif exit_code in STOPPED_EXITS:
+        status, cause, go_on = "interrupted", "was stopped", saved
     elif exit_code < 0:
         cause = f"crashed with {signal.Signals(-exit_code).name} (see {record / STDERR})"
     elif exit_code in EXPECTED_EXITS:

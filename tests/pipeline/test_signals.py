@@ -181,6 +181,20 @@ def test_the_first_ctrl_c_is_noted_and_the_second_ends_the_process_at_once(tmp_p
             "bitnet stopped: d is being written by pid 1",
         ),
         (74, "StorageError: disk full while writing x", "failed", 74, "disk full while writing x"),
+        (
+            75,
+            "Interrupted: stopped by SIGTERM",
+            "interrupted",
+            75,
+            "stopped; the same command goes",
+        ),
+        (
+            130,
+            "Interrupted: stopped by SIGINT",
+            "interrupted",
+            130,
+            "stopped; the same command goes",
+        ),
         (1, "Traceback\nKeyError: 'k'", "failed", 1, "this is a defect"),
     ],
 )
