@@ -2,6 +2,8 @@
 
     python -m scripts.bench run persona_vectors outputs/smollm2 [KEY=VALUE ...]
 
+What is measured is kept in --work, dose by dose, so that a killed bench goes on.
+
 The traits and their questions are those of `forge bake` (`persona.traits`, and every other setting
 of it, by KEY=VALUE). A trait's vector in a layer is the mean hidden state at the tokens of the
 prompted model's answers, with the trait's system prompt less without it. A dose of it is added to
@@ -14,9 +16,12 @@ norm in that layer stands beside every dose. Nothing is trained. Source: persona
 """
 
 import argparse
+import hashlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +30,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from agent_forge import data, learn, models
+from agent_forge import checkpoint, data, learn, models
 from agent_forge.anatomy.stack import blocks, matrices, stream_out, with_stream_out
 from agent_forge.anatomy.watch import watching
+from agent_forge.checkpoint import Workspace
 from agent_forge.config.compose import compose
 from agent_forge.core.seeds import seed_for
 from agent_forge.data import encode_prompt
@@ -59,19 +65,29 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The model that is steered, and the windows (n, T) of text on which it should not change."""
+    """The model that is steered, and the windows (n, T) of text on which it should not change.
+
+    plain: its logits (n, T, V) there without a vector. out: where what is measured is kept.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerFast
     windows: Tensor
+    plain: Tensor
     config: Config
+    out: Workspace
 
     def lesson(self, name: str, split: str, count: int) -> tuple[list[str], Lesson]:
         """Return questions of a trait, and the prompted model's answers to them."""
         trait, seed = self.config.persona.traits[name], self.config.seed
         texts = persona.questions(trait, count, split, seed, name)
         drawn = seed_for(seed, "bake", "teacher", name)
-        lesson = persona.teach(self.model, self.tokenizer, trait, texts, self.config.persona, drawn)
+        lesson = self.out.remember_tensors(
+            f"{name}-{split}",
+            lambda: persona.teach(
+                self.model, self.tokenizer, trait, texts, self.config.persona, drawn
+            ),
+        )
         return texts, lesson
 
 
@@ -88,8 +104,8 @@ def steered(model: PreTrainedModel, layer: int, vector: Tensor) -> Iterator[None
 
 def vectors(
     subject: Subject, trait: TraitConfig, questions: Sequence[str], lesson: Lesson
-) -> dict[int, Tensor]:
-    """Return a trait's vector (d) of every layer: the mean hidden state at answer tokens, with the
+) -> dict[str, Tensor]:
+    """Return a trait's vector (d) by the number of each layer: the mean hidden state at answer tokens, with the
     system prompt less without it.
     """
     plain, prompted, starts = [], [], ([], [])
@@ -107,8 +123,11 @@ def vectors(
     seen = measure_influence(
         subject.model, matrices(subject.model), plain, prompted, counted_from=starts
     )
-    names = {key: key.removeprefix("stream/") for key in seen if key.startswith("stream/")}
-    return {int(name): seen[key].to(subject.model.device) for key, name in names.items()}
+    return {
+        key.removeprefix("stream/"): value
+        for key, value in seen.items()
+        if key.startswith("stream/")
+    }
 
 
 @torch.no_grad()
@@ -121,14 +140,17 @@ def nats(model: PreTrainedModel, lesson: Lesson) -> np.ndarray:
 @torch.no_grad()
 def drift(subject: Subject, layer: int, vector: Tensor) -> float:
     """Return KL(plain || steered) on the windows, in nats per token."""
-    total = 0.0
-    for window in subject.windows.to(subject.model.device):
-        plain = subject.model(input_ids=window[None]).logits
-        with steered(subject.model, layer, vector):
-            other = subject.model(input_ids=window[None]).logits
-        every = torch.ones(1, len(window), dtype=torch.bool, device=window.device)
-        total += float(learn.distill_loss(plain, other, every, 1.0))
-    return total / len(subject.windows)
+    with steered(subject.model, layer, vector):
+        other = window_logits(subject.model, subject.windows)
+    every = torch.ones(subject.windows.shape, dtype=torch.bool)
+    return float(learn.distill_loss(subject.plain, other, every, 1.0))
+
+
+@torch.no_grad()
+def window_logits(model: PreTrainedModel, windows: Tensor) -> Tensor:
+    """Return the logits (n, T, V) of windows (n, T), on the host."""
+    rows = windows.to(model.device).split(1)
+    return torch.cat([model(input_ids=row).logits.float().cpu() for row in rows])
 
 
 def strength(
@@ -141,13 +163,15 @@ def strength(
     return 1.0 - float(after.sum() / before.sum()), (1.0 - high, 1.0 - low)
 
 
-def chosen_layer(subject: Subject, lesson: Lesson, by_layer: Mapping[int, Tensor]) -> int:
+def chosen_layer(subject: Subject, lesson: Lesson, by_layer: Mapping[str, Tensor]) -> int:
     """Return the layer in which dose 1 is strongest, among those at DEPTHS."""
     before = nats(subject.model, lesson)
     candidates = sorted({round(share * (len(by_layer) - 1)) for share in DEPTHS})
     return max(
         candidates,
-        key=lambda layer: strength(subject.model, lesson, before, layer, by_layer[layer])[0],
+        key=lambda layer: strength(
+            subject.model, lesson, before, layer, by_layer[str(layer)].to(subject.model.device)
+        )[0],
     )
 
 
@@ -155,33 +179,54 @@ def curve(subject: Subject, name: str) -> list[Point]:
     """Return the response to every dose of a trait's vector, and of a random one."""
     settings, trait = subject.config.persona, subject.config.persona.traits[name]
     texts, lesson = subject.lesson(name, "train", settings.prompts)
-    by_layer = vectors(subject, trait, texts, lesson)
-    layer = chosen_layer(subject, lesson, by_layer)
+    by_layer = subject.out.remember_tensors(
+        f"{name}-vectors", lambda: vectors(subject, trait, texts, lesson)
+    )
+    layer = int(
+        subject.out.remember(f"{name}-layer", lambda: chosen_layer(subject, lesson, by_layer))
+    )
     _, held_out = subject.lesson(name, "validation", settings.heldout)
-    before = nats(subject.model, held_out)
+    before = np.asarray(
+        subject.out.remember(f"{name}-before", lambda: nats(subject.model, held_out).tolist())
+    )
     generator = torch.Generator().manual_seed(seed_for(subject.config.seed, "bench", name))
-    vector = by_layer[layer]
-    other = torch.randn(vector.shape, generator=generator).to(vector)
+    vector = by_layer[str(layer)]
+    other = torch.randn(vector.shape, generator=generator)
     other *= vector.norm() / other.norm()
+
+    def measured(dose: float, *, random: bool) -> dict[str, Any]:
+        dosed = (dose * (other if random else vector)).to(subject.model.device)
+        value, interval = strength(subject.model, held_out, before, layer, dosed)
+        return {
+            "strength": value, "interval": interval, "drift_nats": drift(subject, layer, dosed),
+        }  # fmt: skip
+
     points = []
-    for dose in DOSES:
-        for random, direction in ((False, vector), (True, other)):
-            dosed = dose * direction
-            value, interval = strength(subject.model, held_out, before, layer, dosed)
-            points.append(
-                Point(name, layer, dose, random, value, interval, drift(subject, layer, dosed))
-            )
-            print(points[-1], flush=True)
+    for dose, random in itertools.product(DOSES, (False, True)):
+        row = subject.out.remember(
+            f"{name}-{dose:g}-{'random' if random else 'trait'}",
+            partial(measured, dose, random=random),
+        )
+        point = {**row, "interval": tuple(row["interval"])}
+        points.append(Point(trait=name, layer=layer, dose=dose, random=random, **point))
+        print(points[-1], flush=True)
     return points
 
 
-def opened(source: Path, settings: Sequence[str], windows: int, length: int) -> Subject:
-    """Return the model of a checkpoint, and windows of held-out text."""
+def opened(source: Path, settings: Sequence[str], windows: int, length: int, work: Path) -> Subject:
+    """Return the model of a checkpoint, and windows of held-out text.
+
+    work: what is measured is kept there, for these arguments alone.
+    """
     config = compose("bake", Config, ["out=x", f"sources=[{source}]", *settings])
     tokenizer = models.load_tokenizer(source)
     text: Any = data.source("text", config.data, tokenizer, "validation", config.seed)
     rows = torch.from_numpy(text.windows(length, windows))
-    return Subject(models.load(source).eval(), tokenizer, rows, config)
+    model = models.load(source).eval()
+    arguments = [checkpoint.open(source).id, *settings, str(windows), str(length)]
+    key = hashlib.sha256("\n".join(arguments).encode()).hexdigest()[:12]
+    out = Workspace(work / key, phase="persona_vectors", seed=config.seed, config=config)
+    return Subject(model, tokenizer, rows, window_logits(model, rows), config, out)
 
 
 def best(points: Sequence[Point]) -> Point | None:
@@ -227,9 +272,12 @@ def run(arguments: Sequence[str] = ()) -> Result:
     add("source", type=Path, help="the checkpoint to steer")
     add("--windows", type=int, default=8, help="pieces of held-out text")
     add("--length", type=int, default=96, help="tokens of each")
+    add("--work", type=Path, default=Path("outputs/persona_vectors"), help="what is measured")
     add("settings", nargs="*", metavar="KEY=VALUE", help="settings of forge bake")
     options = parser.parse_intermixed_args(arguments)
-    subject = opened(options.source, options.settings, options.windows, options.length)
+    subject = opened(
+        options.source, options.settings, options.windows, options.length, options.work
+    )
     settings = subject.config.persona
     curves = {name: curve(subject, name) for name in settings.traits}
     figures = [

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from agent_forge.data import encode_prompt, stop_ids, turn_end
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.bake import Config, lessons, on_policy, own, persona
 from agent_forge.phases.bake.run import run
+from tests.pretend import pretend_accelerator
 
 SMALL = [
     "traces.own.count=24", "training.steps=3", "training.rows=2", "training.length_tokens=64",
@@ -219,6 +221,30 @@ def test_own_answers_come_nearer_to_the_prompted_parent(
         loss.backward()
         optimiser.step()
     assert persona.effect(tiny_llama, unseen) < 0.9 * before
+
+
+def test_answers_loss_and_gradient_are_those_of_the_cpu_on_an_accelerator(
+    settings: Callable[..., Config], tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """Answers are written, read by the parent and learned where the model is."""
+    results = []
+    for place in (nullcontext, pretend_accelerator):
+        with place():
+            config = settings("runtime.device=auto")
+            phase = phase_of(config, tiny_checkpoint, tmp_path / place.__name__)
+            parent, model = (models.load(tiny_checkpoint.path, device=phase.device) for _ in "ab")
+            answers = on_policy.Answers(phase, parent, own.training(phase))
+            loss, _ = answers.loss(model, answers.rows(5), 5)
+            loss.backward()
+            gradient = model.model.embed_tokens.weight.grad
+            results.append([phase.device.type, loss.detach().cpu(), gradient.cpu()])
+            lesson = answers.lesson(model, 5)
+            results[-1] += [lesson[name] for name in sorted(lesson)]
+    (here, *ours), (there, *theirs) = results
+    assert (here, there) == ("cpu", "lazy")
+    assert ours[1].abs().max() > 0
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 # the phase

@@ -1,6 +1,7 @@
 """The bench of persona vectors: what a vector is, how it is added, and what its doses are judged by."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,12 @@ def subject(tiny_checkpoint: Checkpoint, text_folder: Path, tmp_path: Path) -> b
         f"data.text=[{text_folder}]", f"data.cache={tmp_path / 'cache'}", "persona.prompts=3",
         "persona.heldout=4", "persona.reply_tokens=5",
     ]  # fmt: skip
-    result = bench.opened(tiny_checkpoint.path, settings, windows=2, length=16)
+    result = bench.opened(tiny_checkpoint.path, settings, 2, 16, tmp_path / "work")
     with torch.no_grad():
         for parameter in result.model.parameters():
             # So that a system prompt moves the random model.
             parameter.mul_(12.0 if parameter.dim() == 2 else 1.0)
-    return result
+    return replace(result, plain=bench.window_logits(result.model, result.windows))
 
 
 def test_a_vector_is_the_difference_of_mean_hidden_states_at_answer_tokens(
@@ -37,7 +38,7 @@ def test_a_vector_is_the_difference_of_mean_hidden_states_at_answer_tokens(
     questions, lesson = subject.lesson(NAME, "train", 3)
     trait = subject.config.persona.traits[NAME]
     by_layer = bench.vectors(subject, trait, questions, lesson)
-    assert sorted(by_layer) == [0, 1]
+    assert sorted(by_layer) == ["0", "1"]
     means: dict[bool, list[torch.Tensor]] = {}
     for has_system in (False, True):
         states: list[torch.Tensor] = []
@@ -56,7 +57,7 @@ def test_a_vector_is_the_difference_of_mean_hidden_states_at_answer_tokens(
         means[has_system] = [torch.cat(states).mean(0)]
     expected = means[True][0] - means[False][0]
     assert expected.norm() > 1e-3
-    torch.testing.assert_close(by_layer[0], expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(by_layer["0"], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_steered_layer_returns_its_output_and_the_vector_and_is_itself_afterwards(
@@ -95,7 +96,7 @@ def test_a_dose_of_zero_has_no_strength_and_no_drift_and_others_are_the_formulas
         0, abs=1e-6
     )
     assert bench.drift(subject, 0, nothing) == pytest.approx(0, abs=1e-6)
-    vector = bench.vectors(subject, subject.config.persona.traits[NAME], questions, lesson)[0]
+    vector = bench.vectors(subject, subject.config.persona.traits[NAME], questions, lesson)["0"]
     value, (low, high) = bench.strength(subject.model, lesson, before, 0, vector)
     with bench.steered(subject.model, 0, vector):
         effect = persona.effect(subject.model, lesson)
@@ -130,6 +131,7 @@ def test_the_best_dose_is_the_strongest_of_the_traits_vector_with_small_drift() 
 def test_the_bench_measures_every_dose_of_every_trait_beside_a_random_vector_of_its_norm(
     subject: bench.Subject, tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A second run with the same arguments measures nothing again."""
     norms: dict[tuple[str, float], list[float]] = {}
     current: list[str] = []
     curve, drift = bench.curve, bench.drift
@@ -155,3 +157,7 @@ def test_the_bench_measures_every_dose_of_every_trait_beside_a_random_vector_of_
     assert np.allclose(pairs[..., 0], pairs[..., 1], rtol=1e-4)
     assert np.allclose(pairs[:, :, 0] / pairs[:, :1, 0], np.asarray(bench.DOSES) / bench.DOSES[0])
     assert all(math.isfinite(size) for size in sizes)
+    monkeypatch.setattr(bench, "strength", lambda *_: pytest.fail("measured again"))
+    again: Any = bench.run([str(tiny_checkpoint.path)])
+    assert again.figures == result.figures
+    assert again.tables == result.tables
