@@ -1,10 +1,11 @@
 """Pictures of the dashboard, to look at and for docs/pictures.
 
-    python -m scripts.dashboard_pictures [--run-dir DIR] [--out FOLDER] [--kind webp]
+    python -m scripts.dashboard_pictures [--run-dir DIR] [--out FOLDER] [--kind webp] [--every]
 
-Serves the recorded run (scripts/recorded_run.py) twice: finished, and under way. With --run-dir,
-a run whose checkpoints are there, the pages of models and of the chat are taken too; the chat's
-models really answer. Needs Chromium (see scripts/screenshots.py) and `make dashboard`.
+Serves the recorded run (scripts/recorded_run.py) twice: finished, and under way. With --run-dir, a
+run whose checkpoints are there, the pages of models and of the chat are taken too; the chat's models
+really answer. With --every, every page down to its end, in both themes and at 360, 1280 and 3840
+pixels, to look at. Needs Chromium (see scripts/screenshots.py) and `make dashboard`.
 """
 
 import argparse
@@ -14,7 +15,8 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,8 @@ from scripts import recorded_run
 from scripts.dashboard_server import DashboardServer
 from scripts.screenshots import ROOT, Browser, View, browser, chromium
 
-WIDE, TALL, PHONE = (1280, 900), (1280, 1500), (360, 780)
+WIDE, TALL, PHONE, LARGE = (1280, 900), (1280, 1500), (360, 780), (3840, 2160)
+THEMES = ("light", "dark")
 QUESTION = "What is 48 plus 77?"
 SETTLED = (
     "document.querySelector('main h1, main h2') && !document.body.innerText.includes('Loading')"
@@ -42,6 +45,32 @@ ASK = """(() => {
 })()"""
 
 
+# Sets the text of a field, in the same way.
+TYPE = """(() => {
+  const box = document.querySelector(%s);
+  const set = Object.getOwnPropertyDescriptor(Object.getPrototypeOf(box), 'value').set;
+  set.call(box, %s);
+  box.dispatchEvent(new Event('input', { bubbles: true }));
+})()"""
+OPEN_ALL = "document.querySelectorAll('main details').forEach((one) => (one.open = true))"
+PICK = "document.querySelectorAll('.pipeline .pick')[%d].click()"
+OPEN_PHASE = (
+    "document.querySelectorAll('section[aria-label*=gate] details')"
+    ".forEach((one) => (one.open = true)) ?? true"
+)
+CHECK = "[...document.querySelectorAll('.start button')][1].click()"
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A page to take: its name, its place behind `#/`, what is done there, what then holds."""
+
+    name: str
+    place: str
+    script: str = ""
+    until: str = "true"
+
+
 class Album:
     """Takes pictures of one server's pages."""
 
@@ -52,9 +81,12 @@ class Album:
 
     def take(
         self, name: str, place: str, size: tuple[int, int], theme: str = "light",
-        prepare: Callable[[], None] | None = None,
+        prepare: Callable[[], None] | None = None, *, whole: bool = False,
     ) -> Path:  # fmt: skip
-        """Write the picture of a page; prepare: what is done there first. Return its path."""
+        """Write the picture of a page, whole: to its end; prepare: what is done there first.
+
+        Returns its path.
+        """
         view = View(name, *size, theme=theme)
         self.tab.look(view)
         self.tab.value(f"location.hash = {json.dumps(f'#/{place}')}")
@@ -64,8 +96,24 @@ class Album:
             prepare()
         time.sleep(1.0)  # charts are drawn a moment after their points have come
         path = self.out / f"{name}.{self.kind}"
-        path.write_bytes(self.tab.picture(view, kind=self.kind))
+        path.write_bytes(self.tab.picture(view, whole=whole, kind=self.kind))
         return path
+
+    def take_everywhere(self, page: Page) -> list[Path]:
+        """Write a page's pictures in both themes and all sizes, down to its end."""
+
+        def prepare() -> None:
+            self.tab.value(page.script)
+            self.tab.until(page.until)
+
+        taken = []
+        for size in (PHONE, WIDE, LARGE):
+            for theme in THEMES:
+                self.tab.value("location.hash = '#/settings'")  # the page begins anew
+                time.sleep(0.2)
+                name = f"{page.name}-{size[0]}-{theme}"
+                taken.append(self.take(name, page.place, size, theme, prepare, whole=True))
+        return taken
 
     def press(self, selector: str) -> None:
         """Press what a CSS selector finds first."""
@@ -89,14 +137,20 @@ def until_there(server: DashboardServer, path: str, holds: Callable[[Any], Any])
     return answer
 
 
+def _underway(server: DashboardServer) -> str:
+    """Start a run, and return its id once it is under way."""
+    job = ask(server, "/v1/jobs", {"phase_name": "run-all", "config": ["experiment=tiny"]})
+    place = f"/v1/jobs/{job['id']}"
+    until_there(server, place, lambda job: job["state"] == "running" and job["progress"] > 20)
+    return str(job["id"])
+
+
 def pictures(album: Album, run_dir: Path | None) -> list[Path]:
     """Take all pictures; return their paths."""
     server = album.server
     jobs = until_there(server, "/v1/jobs", lambda jobs: jobs)
     finished = next(job["id"] for job in jobs if job["origin"] == "terminal")
-    running = ask(server, "/v1/jobs", {"phase_name": "run-all", "config": ["experiment=tiny"]})
-    place = f"/v1/jobs/{running['id']}"
-    until_there(server, place, lambda job: job["state"] == "running" and job["progress"] > 20)
+    _underway(server)
     ask(server, "/v1/jobs", {"phase_name": "bitnet", "config": ["train.steps=50"]})
     phase = (
         "[...document.querySelectorAll('.pipeline .pick')].find((one) => one.innerText === '%s')"
@@ -122,10 +176,8 @@ def pictures(album: Album, run_dir: Path | None) -> list[Path]:
 
 def _with_models(album: Album) -> list[Path]:
     """Take the pages of models and of the chat; the first model talks beside the last."""
-    models = until_there(album.server, "/v1/checkpoints", lambda models: len(models) > 1)
-    by_phase = {model["phase"]: model["id"] for model in models}
-    ends = {"a": by_phase.get("evomerge", models[0]["id"]), "b": by_phase["compress"]}
-    query = "&".join(f"{side}={value}" for side, value in ends.items())
+    first, last = _ends(album.server)
+    query = f"a={first}&b={last}"
 
     def talk() -> None:
         album.press(".switch input")
@@ -134,10 +186,65 @@ def _with_models(album: Album) -> list[Path]:
 
     return [
         album.take("dashboard-models", "models", WIDE),
-        album.take("dashboard-model", f"models/{ends['b']}", WIDE),
+        album.take("dashboard-model", f"models/{last}", WIDE),
         album.take("dashboard-compare", f"compare?{query}", WIDE),
         album.take("dashboard-chat", f"chat?{query}", WIDE, prepare=talk),
     ]
+
+
+def _ends(server: DashboardServer) -> tuple[str, str]:
+    """Return the ids of the run's merged model and of its last."""
+    models = until_there(server, "/v1/checkpoints", lambda models: len(models) > 1)
+    by_phase = {model["phase"]: model["id"] for model in models}
+    return by_phase.get("evomerge", models[0]["id"]), by_phase["compress"]
+
+
+def every_page(album: Album, run_dir: Path | None, names: Sequence[str] = ()) -> list[Path]:
+    """Take every page, or those with these names, in both themes and all sizes.
+
+    Returns their paths.
+    """
+    server = album.server
+    jobs = until_there(server, "/v1/jobs", lambda jobs: jobs)
+    finished = next(job["id"] for job in jobs if job["state"] == "succeeded")
+    paused = _underway(server)
+    ask(server, f"/v1/jobs/{paused}/pause", {})
+    until_there(server, f"/v1/jobs/{paused}", lambda job: job["state"] == "paused")
+    idle = Page("runs-idle", "runs")
+    taken = [] if names and idle.name not in names else album.take_everywhere(idle)
+    running = _underway(server)
+    for phase in ("bitnet", "compress"):
+        ask(server, "/v1/jobs", {"phase_name": phase, "config": ["seed=1"]})
+    wrong = TYPE % ("'#lines'", "'trian.steps=5'")
+    pages_taken = [
+        Page("runs", "runs"),
+        Page("run-running", f"runs/{running}"),
+        Page("run-paused", f"runs/{paused}"),
+        Page("new", "new", CHECK, "document.querySelector('.start .good')"),
+        Page("new-phase", "new?phase=bitnet", wrong, "document.querySelector('.start .failure')"),
+        Page("models", "models"),
+        Page("chat", "chat"),
+        Page("settings", "settings"),
+        *(
+            Page(f"run-{number + 1}", f"runs/{finished}", PICK % number, OPEN_PHASE)
+            for number in range(8)
+        ),
+    ]
+    if run_dir:
+        first, last = _ends(server)
+        query = f"a={first}&b={last}"
+        pages_taken += [
+            Page("model", f"models/{last}", OPEN_ALL),
+            Page("compare", f"compare?{query}", OPEN_ALL),
+            Page("talk", f"chat?{query}", ASK % json.dumps(QUESTION), ANSWERED),
+        ]
+    chosen = [page for page in pages_taken if not names or page.name in names]
+    taken += [path for page in chosen for path in album.take_everywhere(page)]
+    if not names or "login" in names:
+        album.tab.value("sessionStorage.setItem('forge-key', 'forge_no_no'); location.reload()")
+        album.tab.until("document.querySelector('.login .failure')")
+        taken += album.take_everywhere(Page("login", "runs"))
+    return taken
 
 
 def main() -> int:
@@ -148,6 +255,10 @@ def main() -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("outputs/screenshots"))
     parser.add_argument("--kind", choices=("png", "webp"), default="png")
+    parser.add_argument(
+        "--every", nargs="?", const="", metavar="NAMES",
+        help="every page in every theme and size, or those with these names, with commas",
+    )  # fmt: skip
     arguments = parser.parse_args()
     program = chromium()
     if not program or not (pages.DIST / "index.html").is_file():
@@ -166,7 +277,11 @@ def main() -> int:
         try:
             with browser(program) as tab:
                 album = Album(tab, server, arguments.out, arguments.kind)
-                written = pictures(album, arguments.run_dir)
+                if arguments.every is None:
+                    written = pictures(album, arguments.run_dir)
+                else:
+                    names = [name for name in arguments.every.split(",") if name]
+                    written = every_page(album, arguments.run_dir, names)
         finally:
             server.stop()
     for path in written:

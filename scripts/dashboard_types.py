@@ -22,7 +22,7 @@ GENERATOR = HOME / "node_modules" / ".bin" / "openapi-typescript"
 PROSE = ("summary", "description", "examples", "example")
 # The answers that the dashboard reads.
 READ = (
-    "CheckpointAnswer", "FileAnswer", "JobAnswer", "JobState", "LineageAnswer", "PipelineAnswer",
+    "CheckpointAnswer", "ExportedFile", "FileAnswer", "JobAnswer", "JobState", "LineageAnswer", "PipelineAnswer",
     "QueueAnswer", "RecordAnswer", "SeriesAnswer", "ServiceAnswer", "ValidateAnswer",
 )  # fmt: skip
 

@@ -35,6 +35,8 @@ READY_SECONDS = 300.0  # enough on a machine that is busy with trainings
 LOADED = "location.protocol !== 'about:' && document.readyState === 'complete'"
 POLL_SECONDS = 0.05
 TMUX_LINES = 60
+# A capture begins here: what has left the window is part of it.
+SCROLLED = "-2000"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +57,23 @@ VIEWS = (
     View("report-print", 760, 1075, medium="print"),
     View("report-4k", 3840, 2160),
 )
-# What is captured of the terminal, as arguments of `forge`, and the widths.
-SCREENS = {"report": "report {run}", "status": "status {run}"}
+# What is captured of the terminal, as arguments of `forge`: of any run, and of one whose models are
+# there.
+SCREENS = {
+    "report": "report {run}", "status": "status {run}", "list": "list {run}",
+    "dry-run": "run-all experiment=tiny --dry-run", "settings": "settings bitnet",
+    "help": "run-all --help", "error": "bitnet sources=[{run}] trian.steps=50",
+}  # fmt: skip
+MODELS = {
+    "inspect": "inspect {last}", "verify": "verify {run}", "chat": "chat {last} 'What is 48 plus 77?'",
+    "eval": "eval {last} -t text,tools --items 8", "compare": "compare {first} {last} -t text,tools --items 8",
+}  # fmt: skip
 WIDTHS = (80, 40)
+# How a terminal may differ: its environment, and what the command's output goes through.
+TERMINALS = {
+    "": ({}, ""), "-plain": ({"NO_COLOR": "1"}, ""), "-dumb": ({"TERM": "dumb"}, ""),
+    "-piped": ({}, " 2>&1 | cat"),
+}  # fmt: skip
 
 
 class Browser:
@@ -204,7 +220,9 @@ def pictures(page: Path, out: Path, *, whole: bool = False) -> list[Path]:
 
 
 def capture(command: str, columns: int, environment: Mapping[str, str], folder: Path) -> str:
-    """Return what a command, run in a folder, shows in a tmux window of `columns`."""
+    """Return what a command, run in a folder, shows in a tmux window of `columns`, with its colours
+    as escape sequences.
+    """
     name = f"forge-{os.getpid()}-{columns}"
     settings = " ".join(f"{key}={shlex.quote(value)}" for key, value in environment.items())
     done = f"{name}-done"
@@ -218,8 +236,9 @@ def capture(command: str, columns: int, environment: Mapping[str, str], folder: 
     try:
         subprocess.run([*tmux, "wait-for", done], check=True, timeout=READY_SECONDS)
         shown = subprocess.run(
-            [*tmux, "capture-pane", "-p", "-t", name], check=True, capture_output=True, text=True
-        )
+            [*tmux, "capture-pane", "-p", "-e", "-S", SCROLLED, "-t", name],
+            check=True, capture_output=True, text=True,
+        )  # fmt: skip
         return shown.stdout.rstrip() + "\n"
     finally:
         subprocess.run([*tmux, "kill-server"], check=False)
@@ -233,17 +252,26 @@ def captures(run_dir: Path, out: Path, folder: Path) -> list[Path]:
     if not shutil.which("tmux"):
         print("no captures: tmux is missing (apt-get install tmux)")
         return []
-    written = []
+    models = [path.parent for path in sorted((folder / run_dir).glob("[!.]*/**/forge.json"))]
+    first, last = [*models[:1], run_dir][0], [run_dir, *models[-1:]][-1]
+    places = {"run": run_dir, "first": _below(first, folder), "last": _below(last, folder)}
+    named = {name: shlex.quote(str(place)) for name, place in places.items()}
     python = f"{shlex.quote(sys.executable)} -m agent_forge"
-    for name, arguments in SCREENS.items():
-        for columns in WIDTHS:
-            command = f"{python} {arguments.format(run=shlex.quote(str(run_dir)))}"
-            path = out / f"terminal-{name}-{columns}.txt"
-            path.write_text(
-                capture(command, columns, {"PYTHONPATH": str(ROOT)}, folder), encoding="utf-8"
-            )
-            written.append(path)
+    written = []
+    for name, arguments in {**SCREENS, **(MODELS if models else {})}.items():
+        for ending, (environment, pipe) in TERMINALS.items():
+            for columns in WIDTHS:
+                command = f"{python} {arguments.format(**named)}{pipe}"
+                path = out / f"terminal-{name}-{columns}{ending}.txt"
+                environment = {"PYTHONPATH": str(ROOT), **environment}
+                path.write_text(capture(command, columns, environment, folder), encoding="utf-8")
+                written.append(path)
     return written
+
+
+def _below(path: Path, folder: Path) -> Path:
+    """Return a path as it is named in a folder."""
+    return path.relative_to(folder) if path.is_relative_to(folder) else path
 
 
 def main() -> int:

@@ -8,7 +8,7 @@ import typer
 
 from agent_forge.cli.errors import one_line_errors
 from agent_forge.cli.phase_commands import Json, Verbose, examples
-from agent_forge.cli.render import console, print_json
+from agent_forge.cli.render import console, print_json, say
 
 if TYPE_CHECKING:
     from agent_forge.server.audit import Head
@@ -64,11 +64,11 @@ def verify_command(
         else:
             out = console(stderr=False)
             for problem in result.problems[:SHOWN]:
-                out.print(problem, markup=False)
+                say(out, problem)
             if len(result.problems) > SHOWN:
-                out.print(f"… and {len(result.problems) - SHOWN} more")
+                say(out, f"… and {len(result.problems) - SHOWN} more")
             checked = f", {len(heads)} heads from elsewhere" if heads else ""
-            out.print(f"{log}: {result.records:,} records{checked}; head {result.head}")
+            say(out, f"{log}: {result.records:,} records{checked}; head {result.head}")
         if not result.intact:
             raise AuditError(f"{log} was changed: {len(result.problems)} problems")
 

@@ -1,12 +1,13 @@
 """`forge data`: inspect training rows, compare splits, build data sets."""
 
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from agent_forge.cli.errors import one_line_errors
+from agent_forge.cli.layout import short_id
 from agent_forge.cli.phase_commands import (
     ConfigOption,
     FileEncoding,
@@ -15,7 +16,7 @@ from agent_forge.cli.phase_commands import (
     Verbose,
     examples,
 )
-from agent_forge.cli.render import console, print_json
+from agent_forge.cli.render import console, print_json, say
 
 BYTE_VOCABULARY = 264  # 256 bytes and the fixed tokens
 Rows = Annotated[
@@ -107,20 +108,23 @@ def _print_rows(summary: dict[str, Any], positions: int) -> None:
     unit = "tokens" if positions else "bytes (no --tokenizer)"
     dialects = ", ".join(f"{name} {count}" for name, count in summary["dialects"].items())
     splits = ", ".join(f"{name} {count}" for name, count in summary["splits"].items())
-    out.print(f"{summary['rows']:,} rows ({dialects}), {summary['distinct']:,} distinct; {splits}")
-    out.print(
+    say(out, f"{summary['rows']:,} rows ({dialects}), {summary['distinct']:,} distinct; {splits}")
+    say(
+        out,
         f"{summary['tokens']:,} {unit}, {summary['trained_tokens']:,} trained "
-        f"({summary['trained_share']:.1%}); the longest row has {summary['longest_tokens']:,}"
+        f"({summary['trained_share']:.1%}); the longest row has {summary['longest_tokens']:,}",
     )
     if positions and summary["too_long"]:
-        out.print(
+        say(
+            out,
             f"{summary['too_long']:,} rows are longer than the model's {positions:,} "
-            "positions: cut on the left"
+            "positions: cut on the left",
         )
     if summary["marked_out"]:
-        out.print(
+        say(
+            out,
             f"{summary['marked_out']:,} rows are marked as not to be learned: training "
-            "passes them over"
+            "passes them over",
         )
 
 
@@ -150,11 +154,9 @@ def build_command(
         from agent_forge.core.events import choices_said
         from agent_forge.pipeline.data_set import build, compose_recipe
 
-        def say(line: str) -> None:
-            print(line, file=sys.stderr, flush=True)
-
-        with choices_said(say):
-            data_set = build(recipe, compose_recipe(recipe, settings or [], config), say)
+        log = partial(say, console())
+        with choices_said(log):
+            data_set = build(recipe, compose_recipe(recipe, settings or [], config), log)
         if as_json:
             print_json({"path": str(data_set.path), **data_set.manifest})
             return
@@ -163,8 +165,8 @@ def build_command(
             parts = ", ".join(
                 f"{name} {count.get('bytes', 0):,}" for name, count in sources.items()
             )
-            out.print(f"{domain:<12}{parts} bytes", highlight=False)
-        out.print(f"{data_set.path}  (id {data_set.id[:16]}; its README.md is the card)")
+            say(out, f"{domain}: {parts} bytes")
+        say(out, f"{data_set.path}  (id {short_id(data_set.id)}; its README.md is the card)")
 
 
 def splits_command(
@@ -198,12 +200,13 @@ def splits_command(
             out = console(stderr=False)
             for row in rows:
                 note = "" if row["limited"] else " (templates: not limited)"
-                out.print(
+                say(
+                    out,
                     f"{row['source']:<10}{row['split']:<11}{row['items']:>6,} items, "
                     f"{row['distinct']:,} distinct; "
                     f"{row['in other splits']:.2%} in other splits; "
                     f"{row['runs in train']:.2%} of their runs of 13 words "
-                    f"in train{note}"
+                    f"in train{note}",
                 )
         refused = above(rows, limit)
         if refused:

@@ -8,7 +8,7 @@ import typer
 from agent_forge.cli.errors import one_line_errors
 from agent_forge.cli.inspection import Target
 from agent_forge.cli.phase_commands import Json, Verbose, examples
-from agent_forge.cli.render import console, print_json
+from agent_forge.cli.render import console, print_json, say
 
 if TYPE_CHECKING:
     from agent_forge.checkpoint import Checkpoint
@@ -66,7 +66,7 @@ def encrypt_command(
         encryption.check_target(out or path, directory.open(path, verify=False))
         if new_key:
             public = age.new_identity()
-            console().print(f"wrote a key to {age.key_file()}; keep a copy of it", markup=False)
+            say(console(), f"wrote a key to {age.key_file()}; keep a copy of it")
             recipient = [public]
         write = encryption.rotate if rotate else encryption.encrypt
         _show(write(path, out or path, recipient or ()), as_json)
@@ -90,4 +90,4 @@ def _show(written: "Checkpoint", as_json: bool) -> None:
         return
     how = f"encrypted for {', '.join(recipients)}" if state else "in plain"
     text = f"{written.stored}: id {written.id}, {len(written.manifest.files)} files {how}"
-    console(stderr=False).print(text, markup=False)
+    say(console(stderr=False), text)

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 import typer
 
 from agent_forge.cli import streams
+from agent_forge.cli.render import console, say
 from agent_forge.core import ranks
 from agent_forge.core.errors import ForgeError, StorageError
 
@@ -45,7 +45,7 @@ def _show(line: str, verbose: bool) -> None:
     if verbose:
         traceback.print_exc()
     if not ranks.rank():  # under torchrun every process meets the same error
-        print(f"forge: {line}", file=sys.stderr)
+        say(console(), f"forge: {line}")
 
 
 def _refusal(error: OSError) -> str:

@@ -8,7 +8,7 @@ import typer
 
 from agent_forge.cli.errors import one_line_errors
 from agent_forge.cli.phase_commands import Json, Verbose, examples
-from agent_forge.cli.render import console, print_json
+from agent_forge.cli.render import console, print_json, say
 
 
 def add_to(app: typer.Typer) -> None:
@@ -65,16 +65,13 @@ def export_command(
             print_json(asdict(done))
             return
         show = console(stderr=False)
-        show.print(
-            f"wrote {', '.join(done.files)} ({words.size(done.size_bytes)}, {done.type})",
-            markup=False,
-        )
+        say(show, f"wrote {', '.join(done.files)} ({words.size(done.size_bytes)}, {done.type})")
         for line in done.lines:
-            show.print(f"  {line}", markup=False)
+            say(show, f"  {line}")
         if done.check:
             for name, value in done.check.items():
-                show.print(
+                say(
+                    show,
                     f"  check {name}: "
                     f"{value if isinstance(value, (bool, int)) else f'{value:.4g}'}",
-                    markup=False,
                 )

@@ -8,7 +8,7 @@ import typer
 
 from agent_forge.cli.errors import one_line_errors
 from agent_forge.cli.phase_commands import FileEncoding, Json, Verbose, examples
-from agent_forge.cli.render import Display, console, print_json_line
+from agent_forge.cli.render import Display, console, print_json_line, say
 
 if TYPE_CHECKING:
     from agent_forge.agent.indexing import IndexReport
@@ -72,14 +72,14 @@ def index_command(
             )
         else:
             show = console(stderr=False)
-            show.print(
+            say(
+                show,
                 f"{out}: {report.passages:,} passages; {report.added:,} files added, "
                 f"{report.changed:,} changed, {report.unchanged:,} unchanged, "
                 f"{report.removed:,} removed",
-                markup=False,
             )
             for passage in passages:
-                show.print(f"\n{passage.cited()}", markup=False)
+                say(show, f"\n{passage.cited()}")
         _print_left_out(report)
         if report.refused:
             raise DataError(f"{len(report.refused)} of the files could not be indexed")
@@ -93,8 +93,8 @@ def _print_left_out(report: "IndexReport") -> None:
 
     for suffix, files in report.unknown.items():
         line = f"passed over: {files} file{'s' * (files != 1)} of kind {suffix}"
-        console().print(line, markup=False)
+        say(console(), line)
     if report.unknown:
-        console().print(f"known kinds: {' '.join(KINDS)}", markup=False)
+        say(console(), f"known kinds: {' '.join(KINDS)}")
     for line in report.refused:
-        console().print(f"refused: {line}", markup=False)
+        say(console(), f"refused: {line}")

@@ -76,7 +76,7 @@ def list_command(
             try:
                 rows.append(_list_row(checkpoint.open(directory, verify=False)))
             except CheckpointError as error:  # one damaged manifest must not hide the others
-                console().print(f"forge: {error}", markup=False)
+                say(console(), f"forge: {error}")
         if as_json:
             print_json(rows)
             return
@@ -249,23 +249,23 @@ def inspect_command(path: Target, as_json: Json = False, verbose: Verbose = Fals
             if value := words.cell(name, metric):
                 say(out, f"{words.heading(name)}: {value}")
         if manifest.agent:
-            say(out, f"agent: {json.dumps(manifest.agent)}")
+            _print_settings(out, "agent", manifest.agent)
         for file, entry in manifest.files.items():
             digest = short_id(entry["sha256"])
             say(
                 out, f"{file}  {words.size(entry['bytes'])}  sha256 {digest}\N{HORIZONTAL ELLIPSIS}"
             )
-        _print_settings(out, manifest.config)
+        _print_settings(out, "settings", manifest.config)
 
 
-def _print_settings(out: Any, config: dict[str, Any]) -> None:
-    """Print the settings behind a checkpoint, one line per part of them."""
+def _print_settings(out: Any, name: str, config: dict[str, Any]) -> None:
+    """Print settings under a name, one line per part of them."""
     parts: dict[str, list[str]] = {}
     for name, value in flatten(config):
         part, _, leaf = name.rpartition(".")
         parts.setdefault(part, []).append(f"{leaf}={json.dumps(value, ensure_ascii=False)}")
     for part, settings in parts.items():
-        say(out, f"settings {part + ': ' if part else ''}{' '.join(settings)}")
+        say(out, f"{name} {part + ': ' if part else ''}{' '.join(settings)}")
 
 
 def verify_command(path: Target, as_json: Json = False, verbose: Verbose = False) -> None:

@@ -161,15 +161,16 @@ def pairs(entries: Sequence[tuple[str, str | Text]], width: int) -> list[Text]:
 def wrapped(text: str, width: int, indent: int = 0) -> list[str]:
     """Return text in lines of at most `width` columns, broken between words only.
 
-    indent: spaces before every line but the first.
+    Spaces that the text begins with stand before every line. indent: further ones, before every
+    line but the first.
     """
     lines: list[str] = []
-    line = ""
+    line = start = text[: len(text) - len(text.lstrip(" "))]
     for word in text.split():
         longer = f"{line} {word}" if line.strip() else line + word
         if line.strip() and cell_len(longer) > width:
             lines.append(line)
-            line = " " * indent + word
+            line = start + " " * indent + word
         else:
             line = longer
     return [*lines, line]

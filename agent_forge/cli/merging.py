@@ -7,7 +7,7 @@ import typer
 
 from agent_forge.cli.errors import one_line_errors
 from agent_forge.cli.phase_commands import Json, Verbose, examples
-from agent_forge.cli.render import Display, console, print_json
+from agent_forge.cli.render import Display, console, print_json, say
 
 RecipeFile = Annotated[Path, typer.Argument(metavar="RECIPE", help="A recipe in mergekit's YAML.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="The checkpoint directory to write.")]
@@ -78,15 +78,15 @@ def _show_estimate(job: Any, as_json: bool) -> None:
         print_json(estimate)
         return
     show = console(stderr=False)
-    show.print(
+    say(
+        show,
         f"{job.recipe.method} of {', '.join(job.sources)}: {len(job.plan.tensors)} tensors; reads "
         f"{job.read_bytes:,} bytes, writes {job.layout.size_bytes:,} bytes in "
         f"{len(job.layout.shards)} file(s), about "
         f"{seconds:.1f} s (an estimate from a small part). Nothing was written.",
-        markup=False,
     )
     for note in job.notes:
-        show.print(f"note: {note}", markup=False)
+        say(show, f"note: {note}")
 
 
 def _merge(job: Any, out: Path, as_json: bool) -> None:
@@ -111,6 +111,7 @@ def _merge(job: Any, out: Path, as_json: bool) -> None:
             }
         )  # fmt: skip
     else:
-        console(stderr=False).print(
-            f"merged {len(job.sources)} models as {merged.path} (id {merged.id})", markup=False
+        say(
+            console(stderr=False),
+            f"merged {len(job.sources)} models as {merged.path} (id {merged.id})",
         )

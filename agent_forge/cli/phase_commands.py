@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import textwrap
 from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +11,7 @@ from rich.markup import escape
 
 from agent_forge.cli.completion import complete_config, complete_override
 from agent_forge.cli.errors import one_line_errors
+from agent_forge.cli.layout import wrapped
 from agent_forge.cli.render import Display, console, print_json, print_json_line, say
 from agent_forge.config import Phase
 from agent_forge.core import ranks
@@ -164,10 +164,7 @@ def _show_list(place: str, as_json: bool) -> None:
             kind = row["kind"]
             count = sum(other["kind"] == kind for other in rows)
             out.print(f"\n[bold]{escape(kind)}[/] ({count})")
-        out.print(
-            f"  [bold]{row['name']:20}[/] {escape(row['text'])}. {escape(row['source'])}",
-            soft_wrap=True,
-        )
+        say(out, f"  {row['name']}: {row['text']}. {row['source']}")
     out.print(f"\n{len(rows)} techniques")
 
 
@@ -188,7 +185,7 @@ def settings_command(
             _print_setting(row)
         if len(listed) < len(rows):
             hidden = len(rows) - len(listed)
-            console().print(f"{hidden} more that few people change: forge settings {phase} --all")
+            say(console(), f"{hidden} more that few people change: forge settings {phase} --all")
 
 
 def _print_setting(row: "Setting") -> None:
@@ -198,15 +195,11 @@ def _print_setting(row: "Setting") -> None:
     default = json.dumps(row.default, ensure_ascii=False)
     mark = "; expert" if row.expert else ""
     out = console(stderr=False)
-    out.print(Text.assemble((row.key, "bold"), f" = {default}  ({row.unit}; {row.allowed}{mark})"))
-    indent = " " * 4
-    out.print(
-        Text(
-            textwrap.fill(
-                row.explanation, out.width, initial_indent=indent, subsequent_indent=indent
-            )
-        )
-    )
+    whole = f"{row.key} = {default}  ({row.unit}; {row.allowed}{mark})"
+    first, *others = wrapped(whole, out.width, indent=2) if out.is_terminal else [whole]
+    out.print(Text.assemble((row.key, "bold"), first.removeprefix(row.key)))
+    for line in [*others, *wrapped(f"    {row.explanation}", out.width)]:
+        out.print(Text(line))
 
 
 def _run_phase(phase: Phase, typed: Typed) -> None:

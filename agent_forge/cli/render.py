@@ -19,13 +19,15 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.table import Column, Table
+from rich.table import Column
 
-from agent_forge.cli.layout import wrapped
+from agent_forge.cli import layout
+from agent_forge.cli.layout import Grid, wrapped
 from agent_forge.core.events import Event, json_safe
 
 LINE_SECONDS = 5.0
 INDENT = 2  # columns by which the lines after the first are moved in
+MEMBER = ("#", "technique", "fitness")  # what is always said of a member of a population
 COUNTERS = 20  # columns of "700/700" and the time that is left
 NARROW = 64  # a terminal with fewer columns has no room for the bar itself
 
@@ -39,10 +41,24 @@ class Board(Progress):
         """Yield the bar, and the table when there is one."""
         yield from super().get_renderables()
         if self.rows:
-            table = Table(*map(str, self.rows[0]), box=None, pad_edge=False, header_style="dim")
-            for row in self.rows:
-                table.add_row(*map(_escape, map(str, row.values())))
-            yield table
+            yield _population(self.rows)
+
+
+def _population(rows: Sequence[Mapping[str, object]]) -> Grid:
+    """Return the members of a search as a table that fits: where they come from and their tasks
+    give way, the last of them first.
+    """
+    names = list(rows[0])
+    columns = [
+        layout.Column(
+            head=_words(name),
+            right=isinstance(rows[0][name], (int, float)),
+            is_text=isinstance(rows[0][name], str),
+            spare=0 if name in MEMBER else 1 + place,
+        )
+        for place, name in enumerate(names)
+    ]
+    return Grid(columns=columns, rows=[[_words(str(row[name])) for name in names] for row in rows])
 
 
 def console(*, stderr: bool = True) -> Console:
@@ -50,16 +66,19 @@ def console(*, stderr: bool = True) -> Console:
     size: dict[str, int] = {}
     if os.environ.get("TERM") in ("dumb", "unknown"):  # rich would take these for 80 columns wide
         size = dict(zip(("width", "height"), shutil.get_terminal_size(), strict=True))
-    return Console(stderr=stderr, highlight=False, soft_wrap=True, **size)  # type: ignore[arg-type]
+    return Console(  # emoji: a path may hold ":ok:"
+        stderr=stderr, highlight=False, soft_wrap=True, emoji=False, **size,  # type: ignore[arg-type]
+    )  # fmt: skip
 
 
 def say(out: Console, text: str, style: str = "") -> None:
-    """Print one line: on a terminal wrapped between words and indented, whole elsewhere.
+    """Print text: on a terminal wrapped between words and indented, as it is elsewhere.
 
     A log that is piped stays one line per record, which grep needs.
     """
-    for line in wrapped(text, out.width, indent=INDENT) if out.is_terminal else [text]:
-        out.print(line, style=style, markup=False, soft_wrap=True)
+    for whole in text.splitlines() or [""]:
+        for line in wrapped(whole, out.width, indent=INDENT) if out.is_terminal else [whole]:
+            out.print(line, style=style, markup=False, soft_wrap=True)
 
 
 class Display:
@@ -196,8 +215,9 @@ def _figures(event: Event, count: int = 4) -> str:
     for name, value in event.metrics.items():
         if isinstance(value, list):
             continue
-        if name.endswith("_bytes") and isinstance(value, (int, float)):
-            parts.append(f"{_words(name.removesuffix('_bytes'))} {words.size(value)}")
+        if name.endswith("bytes") and isinstance(value, (int, float)):
+            said = _words(name.removesuffix("bytes")).strip() or "size"
+            parts.append(f"{said} {words.size(value)}")
             continue
         figure = words.number(value) if isinstance(value, (int, float)) else str(value)
         is_rate = name == "tokens_per_second"

@@ -1,7 +1,7 @@
 """Score checkpoints on held-out items: eval one, compare two."""
 
-import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +9,7 @@ import typer
 
 from agent_forge.cli.errors import one_line_errors
 from agent_forge.cli.phase_commands import ConfigOption, Json, Overrides, Verbose, examples
-from agent_forge.cli.render import console, print_json
+from agent_forge.cli.render import console, print_json, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -124,7 +124,7 @@ def _eval_by_harness(path: Path, scoring: Scoring, folder: Path | None, as_json:
     from agent_forge.evaluate import harness as harness_room
 
     model, tokenizer, context = _opened(path, scoring)
-    with choices_said(lambda text: print(text, file=sys.stderr)):
+    with choices_said(partial(say, console())):
         rows = harness_room.score(
             model, tokenizer, scoring.names, scoring.split, scoring.items, context, folder
         )
@@ -202,7 +202,7 @@ def _names(tasks: str) -> list[str]:
     package = "agent_forge.evaluate.tasks"
     chosen, left_out = suites.expanded([name.strip() for name in tasks.split(",") if name.strip()])
     for line in left_out:
-        print(line, file=sys.stderr)
+        say(console(), line)
     if chosen:
         for name in chosen:
             registry.load(package, name, "task")
@@ -256,7 +256,7 @@ def _measured(path: Path, scoring: Scoring, *, with_tokens: bool) -> Measured:
     model, tokenizer, context = _opened(path, scoring)
     domains = [name for name in names if with_tokens and name in evaluate.DOMAINS]
     others = [name for name in names if name not in domains]
-    with choices_said(lambda text: print(text, file=sys.stderr)):
+    with choices_said(partial(say, console())):
         tokens = {
             name: evaluate.domain_scores(model, tokenizer, name, split, items, context)
             for name in domains

@@ -9,7 +9,7 @@ import typer
 
 from agent_forge.cli.errors import one_line_errors
 from agent_forge.cli.phase_commands import Json, Verbose, examples
-from agent_forge.cli.render import console, print_json
+from agent_forge.cli.render import console, print_json, say
 
 if TYPE_CHECKING:
     from agent_forge.server.security.keys import Key
@@ -208,9 +208,7 @@ def create_command(
             print_json({**_row(key), "key": token})
             return
         typer.echo(token)
-        console().print(
-            f"{key.id}: {', '.join(key.scopes)}; the key is shown this once", markup=False
-        )
+        say(console(), f"{key.id}: {', '.join(key.scopes)}; the key is shown this once")
 
 
 def list_command(state: State = STATE, as_json: Json = False, verbose: Verbose = False) -> None:
@@ -225,7 +223,7 @@ def list_command(state: State = STATE, as_json: Json = False, verbose: Verbose =
         elif rows:
             console(stderr=False).print(plain_table(rows))
         else:
-            console().print(f"no keys in {state}; make one: forge keys create NAME", markup=False)
+            say(console(), f"no keys in {state}; make one: forge keys create NAME")
 
 
 def revoke_command(
@@ -242,7 +240,7 @@ def revoke_command(
         if as_json:
             print_json(_row(key))
         else:
-            console(stderr=False).print(f"revoked {key.id} ({key.name})", markup=False)
+            say(console(stderr=False), f"revoked {key.id} ({key.name})")
 
 
 def _row(key: "Key") -> dict[str, object]:

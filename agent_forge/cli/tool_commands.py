@@ -9,7 +9,7 @@ import typer
 
 from agent_forge.cli.errors import one_line_errors
 from agent_forge.cli.phase_commands import Json, Verbose, examples
-from agent_forge.cli.render import console, print_json
+from agent_forge.cli.render import console, print_json, say
 
 if TYPE_CHECKING:
     from agent_forge.agent.tool import Result, Tool
@@ -99,10 +99,10 @@ def check_command(
         for tool, lines in notes:
             state = "" if tool.run else " (schema only)"
             state += " (destructive: denied unless allowed by name)" if tool.destructive else ""
-            out.print(f"{tool.name}: {'good' if not lines else 'works'}{state}", markup=False)
+            say(out, f"{tool.name}: {'good' if not lines else 'works'}{state}")
             for line in lines:
-                out.print(f"  {line}", markup=False)
-        out.print(f"{len(tools)} tools of {', '.join(dict.fromkeys(sources))}", markup=False)
+                say(out, f"  {line}")
+        say(out, f"{len(tools)} tools of {', '.join(dict.fromkeys(sources))}")
 
 
 def call_command(

@@ -191,12 +191,12 @@ def kept_words(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return what is kept of each domain as one phrase, with the domains that were not in the
     calibration named so.
     """
-    parts = [
-        f"{row['domain']} {row['kept']:.3f}"
-        + ("" if row["in the calibration"] else " (not in the calibration)")
-        + (" (at chance)" if row["at chance"] else "")
-        for row in rows
-    ]
+    parts = []
+    for row in rows:
+        notes = [] if row["in the calibration"] else ["not in the calibration"]
+        notes += ["at chance"] if row["at chance"] else []
+        noted = f" ({', '.join(notes)})" if notes else ""
+        parts.append(f"{row['domain']} {row['kept']:.3f}{noted}")
     return ", ".join(parts)
 
 

@@ -4,10 +4,12 @@ import io
 from typing import Any
 
 import pytest
+import typer
 from rich.console import Console
 
-from agent_forge.cli import render
+from agent_forge.cli import errors, render
 from agent_forge.cli.render import Display
+from agent_forge.core.errors import ConfigError
 from agent_forge.core.events import Event
 from scripts import sample_run
 
@@ -98,6 +100,33 @@ def test_on_a_terminal_lines_are_wrapped_between_words_with_an_indent(width: int
     assert whole == lines_of([event("message", message=LONG)])[0]
 
 
+def test_a_line_keeps_its_indent_its_breaks_and_its_colons(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = io.StringIO()
+    console = Console(file=out, width=30, height=24, force_terminal=True, color_system=None)
+    render.say(console, "two parts\n  - a point of several words that is wrapped")
+    assert out.getvalue().splitlines() == [
+        "two parts", "  - a point of several words", "    that is wrapped"
+    ]  # fmt: skip
+    render.say(render.console(stderr=False), "conf/a:warning:b.yaml")
+    assert capsys.readouterr().out == "conf/a:warning:b.yaml\n"
+
+
+@pytest.mark.parametrize("width", [80, 40])
+def test_an_error_breaks_no_word_on_a_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    terminal = Console(file=out, width=width, height=24, force_terminal=True, color_system=None)
+    monkeypatch.setattr(errors, "console", lambda: terminal)
+    message = "train.steps must be at least 0, got -3 (outputs/mine.yaml:4); try train.steps=50"
+    with pytest.raises(typer.Exit), errors.one_line_errors():
+        raise ConfigError(message)
+    lines = out.getvalue().splitlines()
+    assert len(lines) > 1
+    assert max(map(len, lines)) <= width
+    assert " ".join(line.strip() for line in lines) == f"forge: {message}"
+
+
 def test_a_piped_line_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     assert len(lines_of([event("message", message=LONG)], 40)) == 1
@@ -114,6 +143,7 @@ def test_figures_are_rounded_and_named_in_words() -> None:
     assert line == (
         "bitnet · memory integration 3/5 loss 5.42, 17 tokens/s, memory 812 MB, entropy cost 0.00001"
     )
+    assert render._figures(event("progress", metrics={"bytes": 47_900})) == "size 0.048 MB"
 
 
 def test_brackets_of_a_message_are_no_markup() -> None:

@@ -81,7 +81,7 @@ def test_a_report_tells_where_a_domain_was_not_calibrated_and_skips_what_is_at_c
     assert metrics["domain_code_kept"]["at_chance"]
     assert evaluate.kept_words(rows) == (
         "prose 0.905, chat 0.741 (not in the calibration), "
-        "code 0.050 (not in the calibration) (at chance)"
+        "code 0.050 (not in the calibration, at chance)"
     )
     assert rows[0]["same token"] == 1
 

@@ -509,3 +509,9 @@ def test_a_long_table_is_cut_with_a_line_that_says_where_the_rest_is() -> None:
     )
     text = page.to_html(facts.gather([outcome]), {})
     assert "7 more rows are in the phase's outcome.json" in text
+
+
+def test_the_labels_of_an_axis_have_as_many_decimals_as_the_longest() -> None:
+    assert charts.tick_labels([1.5, 2, 2.5]) == ["1.5", "2.0", "2.5"]
+    assert charts.tick_labels([0, 2, 4]) == ["0", "2", "4"]
+    assert charts.tick_labels([-0.02, 0, 0.02]) == ["\N{MINUS SIGN}0.02", "0.00", "0.02"]

@@ -2,7 +2,7 @@
 // node browser.mjs SCENE URL KEY FOLDER-WITH-NODE_MODULES [ARGUMENT]
 
 import { spawn } from "node:child_process";
-import { readFileSync, writeFileSync } from "node:fs";
+import { readFileSync, unlinkSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 import { createInterface } from "node:readline";
@@ -336,6 +336,56 @@ const scenes = {
     seen.violations = await violations(page, "chat");
     await page.getByRole("button", { name: "Forget door" }).first().click();
     seen.forgotten = await sides.first().locator(".memory li").count();
+
+    await sides.first().getByLabel("Subject of a fact").fill("lamp");
+    await sides.first().getByLabel("Fact", { exact: true }).fill("the lamp is green");
+    await sides.first().getByRole("button", { name: "Add" }).click();
+    await page.getByText("System message and sampling").click();
+    await page.getByLabel("Temperature").fill("0.5");
+    await page.getByLabel("Seed").fill("7");
+    await page.getByLabel("Message", { exact: true }).fill("Lamp?");
+    await page.keyboard.press("Enter");
+    await send.waitFor();
+    seen.recalled = await sides.first().locator(".tool").last().innerText();
+    await page.getByLabel("Tokens at most").fill("12");
+    await page.getByLabel("Message", { exact: true }).fill("Tell.");
+    await page.keyboard.press("Enter");
+    await send.waitFor();
+    seen.bounded = await sides.first().locator(".turn").last().innerText();
+
+    await page.getByLabel("Tokens at most").fill("");
+    unlinkSync(argument);
+    await page.getByLabel("Message", { exact: true }).fill("Tell.");
+    await page.keyboard.press("Enter");
+    await sides.last().locator(".turn.assistant").last().locator(".words").waitFor();
+    await page.getByRole("button", { name: "Stop" }).click();
+    await send.waitFor();
+    seen.stopped = await sides.last().locator(".turn").last().innerText();
+    writeFileSync(argument, "");
+  },
+
+  /** What a run has to show that the recorded one has no figures of. */
+  async besides() {
+    const page = await open(await context(), `runs/${await recorded()}`);
+    const buttons = await picks(page);
+    await buttons[5].click();
+    seen.endings = await page.getByRole("region", { name: "How held-out answers ended" }).innerText();
+    await buttons[7].click();
+    seen.llama = await page.locator("svg.scatter .other circle").count();
+    seen.curve = await page.locator("svg.scatter").last().getAttribute("aria-label");
+  },
+
+  async busy() {
+    const one = await context();
+    const refusal = { status: 429, headers: { "retry-after": "2" }, json: { error: { message: "too many requests" } } };
+    await one.route("**/v1/jobs?*", (route) => route.fulfill(refusal), { times: 1 });
+    const page = await open(one, "settings");
+    await page.evaluate(() => (location.hash = "#/runs"));
+    seen.says = await page.locator(".rate").innerText();
+    seen.violations = await violations(page, "busy", ["color-contrast"]);
+    await page.locator(".card.now").first().waitFor();
+    await page.locator(".rate").waitFor({ state: "detached" });
+    seen.runs = await page.locator(".runs li").count();
   },
 
   async hands() {
@@ -358,6 +408,12 @@ const scenes = {
       page.waitForEvent("download"), page.getByRole("button", { name: "Download config.json" }).click(),
     ]);
     seen.downloaded = JSON.parse(readFileSync(await file.path())).model_type;
+    await page.getByRole("button", { name: "Export" }).click();
+    await until(page, "Done");
+    const [exported] = await Promise.all([
+      page.waitForEvent("download"), page.getByRole("button", { name: /^Download .*gguf/ }).click(),
+    ]);
+    seen.exported = readFileSync(await exported.path(), "utf8");
 
     await go("runs");
     await page.getByRole("button", { name: "Hold the queue" }).click();

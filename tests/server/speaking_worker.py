@@ -1,7 +1,8 @@
 """A model's process for tests: the real worker, but its model says what `words.json` dictates.
 
 words.json lies beside the checkpoint and is read for each answer: a part of the last message -> what
-is said to it. "log" names a file that gets a line per token, and "end" when the answer is over.
+is said to it. "log" names a file that gets a line per token, and "end" when the answer is over; "heard"
+names one that gets the prompt of each answer and how it is decoded, as JSON.
 "gate" names a file that must be there before an answer goes on after its first tokens, of which there
 are "gate_tokens".
 """
@@ -33,6 +34,10 @@ def dictate(agent: Agent, file: Path) -> None:
             with log.open("a") as lines:
                 lines.write(line + "\n")
 
+        heard = {"prompt": tokenizer.decode(prompt), "seed": decoding.seed}
+        heard |= {"temperature": decoding.temperature, "max_new_tokens": decoding.max_new_tokens}
+        with Path(words.pop("heard", os.devnull)).open("a") as lines:
+            lines.write(json.dumps(heard) + "\n")
         last = tokenizer.decode(prompt).rpartition("<|im_end|>")[0].rpartition("<|im_start|>")[2]
         reply = next((said for part, said in words.items() if part in last), "nothing")
         try:

@@ -7,6 +7,7 @@ a Chromium is missing.
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -18,12 +19,15 @@ from typing import Any
 import pytest
 
 from agent_forge import checkpoint
+from agent_forge.phases.compress.curve import TITLE
 from agent_forge.pipeline.catalogue import phases
+from agent_forge.pipeline.outcome import OUTCOME
 from agent_forge.server import pages
 from agent_forge.server.openai import process as model_process
 from scripts import recorded_run
 from scripts.dashboard_server import DashboardServer as Server
 
+ROOT = Path(__file__).resolve().parents[2]
 TRAINER = Path(__file__).with_name("stub_trainer.py")
 SPEAKER = Path(__file__).with_name("speaking_worker.py")
 SCENES = Path(__file__).with_name("browser.mjs")
@@ -165,6 +169,46 @@ def test_every_phase_shows_what_it_alone_has(server: Server) -> None:
     assert seen["points"] > 50
 
 
+def test_a_key_that_asks_too_often_is_told_how_long_to_wait(server: Server) -> None:
+    seen = play(server, "busy")
+    assert re.search("too many requests with this key.* in [12] s", seen["says"], re.IGNORECASE)
+    assert seen["violations"] == []
+    assert seen["runs"] > 0  # it asked again by itself
+
+
+def test_answers_that_went_wrong_and_llama_cpp_s_formats_are_shown(tmp_path: Path) -> None:
+    run_dir = tmp_path / "outputs" / "run_all"
+    recorded_run.write(run_dir)
+    endings = [{"kind": "calculator", "right": 49, "no call": 3, "wrong arguments": 8}]
+    _change(run_dir, "bake", {"tables": {"how held-out answers ended": endings}})
+    curve = [
+        {"bytes": size, "bits": 3.0, "quality": quality, "low": quality - 0.02,
+         "high": quality + 0.02, "tokens_per_second": speed}
+        for size, quality, speed in ((62e6, 0.958, 30.0), (50e6, 0.876, 34.0))
+    ]  # fmt: skip
+    smollm2 = {"bytes": 62e6, "bytes_of_fp32": 62e6 / 538.1e6, "quality": 0.958}
+    _change(run_dir, "compress", {"tables": {TITLE: curve}, "metrics": smollm2})
+    server = Server(tmp_path / "state", [sys.executable, str(TRAINER)], watch=[run_dir.parent])
+    server.start()
+    try:
+        seen = play(server, "besides")
+    finally:
+        server.stop()
+    assert "Wrong arguments" in seen["endings"]
+    assert "49" in seen["endings"]
+    measured = json.loads((ROOT / "results" / "compress.json").read_text())["points"]["llama.cpp"]
+    assert seen["llama"] == sum(size < 150 for size, _ in measured) > 5
+    assert seen["curve"] == "Size and speed: 62 MB 62, 30; 50 MB 50, 34"
+
+
+def _change(run_dir: Path, phase: str, report: dict[str, Any]) -> None:
+    """Replace parts of what a phase of the recorded run reported."""
+    (file,) = (run_dir / ".forge").glob(f"*-{phase}/{OUTCOME}")
+    outcome = json.loads(file.read_text())
+    outcome["report"] |= report
+    file.write_text(json.dumps(outcome))
+
+
 def test_a_killed_server_loses_no_point_of_a_run(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -186,6 +230,8 @@ WORDS = {
     "42": "It is <b>42</b>, and here is what I thought of it on the way.",
     "Keep": CALL % ("remember", '{"about": "door", "fact": "4821"}'),
     "stored": "I keep it.",
+    "Lamp?": CALL % ("recall", '{"query": "lamp"}'),
+    "Tell.": "Once there was a lamp that told a long story of itself and of its green light. " * 3,
 }
 
 
@@ -205,9 +251,10 @@ def speaking_server(
 
         checkpoint.write(
             outputs / name, fill, phase="import", seed=0, config={}, name=name,
-            agent={"tools": ["calculator", "remember"]},
+            agent={"tools": ["calculator", "remember", "recall"]},
         )  # fmt: skip
     words = {**WORDS, "gate": str(tmp_path / "gate"), "gate_tokens": 30}
+    words["heard"] = str(tmp_path / "heard.jsonl")
     (outputs / "words.json").write_text(json.dumps(words))
     monkeypatch.setattr(model_process, "WORKER", [str(SPEAKER)])
     opened = Server(tmp_path / "state", [sys.executable, str(TRAINER)], watch=[outputs])
@@ -230,6 +277,13 @@ def test_two_models_think_call_and_remember_in_sight(
     assert seen["forgotten"] == 0
     assert seen["persona"] == "Precise"
     assert seen["violations"] == []
+    assert "the lamp is green" in seen["recalled"]
+    assert "the most tokens that were allowed" in seen["bounded"]
+    assert "Stopped by you." in seen["stopped"]
+    heard = [json.loads(line) for line in (tmp_path / "heard.jsonl").read_text().splitlines()]
+    assert all("You are precise" in one["prompt"] for one in heard)
+    assert 12 in {one["max_new_tokens"] for one in heard}
+    assert {(one["temperature"], one["seed"] % 1000) for one in heard} >= {(0.5, 7)}
 
 
 def test_the_buttons_of_models_queue_and_keys_do_what_they_say(speaking_server: Server) -> None:
@@ -240,6 +294,7 @@ def test_the_buttons_of_models_queue_and_keys_do_what_they_say(speaking_server: 
     assert "alike" in seen["compared"]
     assert seen["verified"] == "Every file has the hash that its manifest names."
     assert seen["downloaded"] == "llama"
+    assert seen["exported"] == "GGUF"
     assert seen["order"] == ["train.steps=301", "train.steps=300"]
     assert seen["runs"] == "train.steps=301"
     assert seen["kept"] is None

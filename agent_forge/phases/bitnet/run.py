@@ -316,7 +316,7 @@ def _write(
     )
     events.artefact(written.path)
     summary = (
-        f"{len(start)} layers ternary ({codes['zeros']:.0%} zeros, {codes['stored_bits']:.2f} bit "
+        f"{len(start)} layers ternary ({codes['zeros']:.0%} zeros, {codes['stored_bits']:.2f} bits "
         f"per weight), {size:,} bytes packed, {size / parent_size:.1%} of the parent; "
         f"bits per byte {before.mean:.3f} -> {scored.mean:.3f} "
         f"({retention.ratio:.1%} kept, n={before.n}); "

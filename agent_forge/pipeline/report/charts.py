@@ -65,16 +65,18 @@ class Frame:
 
     def y_axis(self, unit: str = "", count: int = 4) -> None:
         """Add horizontal grid lines with their values."""
-        for value in ticks(self.y_low, self.y_high, count):
+        values = ticks(self.y_low, self.y_high, count)
+        for value, label in zip(values, tick_labels(values), strict=True):
             place = self.down(value)
             self.line(self.left, place, self.right, place)
-            self.text(self.left - 6, place + 4, words.number(value) + unit, anchor="end")
+            self.text(self.left - 6, place + 4, label + unit, anchor="end")
 
     def x_axis(self, count: int = 4) -> None:
         """Add the lower edge with its values."""
         self.line(self.left, self.bottom, self.right, self.bottom, "axis")
-        for value in ticks(self.x_low, self.x_high, count):
-            self.text(self.across(value), self.bottom + 16, words.number(value), anchor="middle")
+        values = ticks(self.x_low, self.x_high, count)
+        for value, label in zip(values, tick_labels(values), strict=True):
+            self.text(self.across(value), self.bottom + 16, label, anchor="middle")
 
     def path(self, points: Sequence[tuple[float, float]], kind: str) -> None:
         """Add a line through the points."""
@@ -107,6 +109,15 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     last = math.floor(high / step + 1e-9)
     values = [round(index * step, 12) for index in range(first, last + 1)]
     return [int(value) if value == int(value) else value for value in values]
+
+
+def tick_labels(values: Sequence[float]) -> list[str]:
+    """Return the labels of an axis, all with as many decimals as the longest needs."""
+    labels = [words.number(value) for value in values]
+    decimals = max((len(label.partition(".")[2]) for label in labels), default=0)
+    if not decimals or not all(label.lstrip(words.MINUS)[:1].isdigit() for label in labels):
+        return labels
+    return [f"{value:,.{decimals}f}".replace("-", words.MINUS) for value in values]
 
 
 def spread(values: Sequence[float], share: float = 0.08) -> tuple[float, float]:

@@ -34,6 +34,7 @@ WHOLE_NAMES = {
     "size_ratio": ("size against the parent", "%", 100.0),
     "kept": ("kept", "%", 100.0),
     "share": ("share", "%", 100.0),
+    "seed_share": ("weights coded as seeds", "%", 100.0),
     "zeros": ("weights that are zero", "%", 100.0),
     "bits": ("bits per weight", "", 1.0),
     "n": ("items", "", 1.0),

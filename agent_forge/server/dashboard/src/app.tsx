@@ -1,8 +1,8 @@
 /** The frame around every page: who you are, where you can go, whether the data are live. */
 
 import { useQueryClient } from "@tanstack/react-query";
-import { useEffect, useRef, useSyncExternalStore } from "react";
-import { key, onKeyChange } from "./api/client";
+import { useEffect, useRef, useState, useSyncExternalStore } from "react";
+import { asksAgainAt, key, onKeyChange } from "./api/client";
 import { link, useRoute, type Route } from "./lib/route";
 import { useLink, useLiveQueries } from "./live/hooks";
 import { Chat } from "./pages/chat";
@@ -57,6 +57,7 @@ function House() {
         </nav>
         <LiveMark />
       </header>
+      <RateMark />
       <main id="content" ref={main} tabIndex={-1}>
         <Page route={route} />
       </main>
@@ -98,5 +99,25 @@ function LiveMark() {
       <span aria-hidden="true" className="dot" />
       {WORDS[state]}
     </span>
+  );
+}
+
+/** Why nothing comes for a while: this key has asked more often than the server allows. */
+function RateMark() {
+  const until = useSyncExternalStore(onKeyChange, asksAgainAt);
+  const [now, setNow] = useState(0);
+  useEffect(() => {
+    if (!until) return undefined;
+    setNow(Date.now());
+    const clock = window.setInterval(() => setNow(Date.now()), 1000);
+    return () => window.clearInterval(clock);
+  }, [until]);
+  if (!until) return null;
+  const left = Math.max(1, Math.ceil((until - (now || until)) / 1000));
+  return (
+    <p className="warning rate" role="status">
+      Too many requests with this key: the server answers it again in {left} s, and this page asks again
+      by itself. Runs go on.
+    </p>
   );
 }

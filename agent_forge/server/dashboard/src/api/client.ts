@@ -51,6 +51,23 @@ export function refuseKey(): void {
   listeners.forEach((tell) => tell());
 }
 
+let asksAgain = 0;
+
+/** When the server takes this key's requests again, in milliseconds since the epoch; 0 if it does now. */
+export function asksAgainAt(): number {
+  return asksAgain;
+}
+
+function waitFor(seconds: number): void {
+  asksAgain = Math.max(asksAgain, Date.now() + 1000 * seconds);
+  listeners.forEach((tell) => tell());
+  window.setTimeout(() => {
+    if (Date.now() < asksAgain) return;
+    asksAgain = 0;
+    listeners.forEach((tell) => tell());
+  }, 1000 * seconds + 50);
+}
+
 export function onKeyChange(listener: Listener): () => void {
   listeners.add(listener);
   return () => listeners.delete(listener);
@@ -74,6 +91,7 @@ export async function request(path: string, init: RequestInit = {}): Promise<Res
 async function failure(answer: Response): Promise<ApiError> {
   if (answer.status === 401) refuseKey();
   const wait = Number(answer.headers.get("retry-after") ?? 0) || 0;
+  if (answer.status === 429) waitFor(wait);
   let message = `${answer.status} ${answer.statusText}`;
   try {
     const body = (await answer.json()) as { error?: { message?: string } };

@@ -4,7 +4,7 @@ import { keepPreviousData, useMutation, useQuery, useQueryClient } from "@tansta
 import { useMemo } from "react";
 import { get, send } from "./client";
 import type {
-  Checkpoint, CheckpointFile, Job, Lineage, PhaseResult, PhaseSummary, Pipeline, Queue, Results,
+  Checkpoint, CheckpointFile, ExportedFile, Job, Lineage, PhaseResult, PhaseSummary, Pipeline, Queue, Results,
   RunRecord, ServiceInfo, SettingSchema, Validation,
 } from "./types";
 
@@ -46,6 +46,12 @@ export const useLog = (id: string, enabled: boolean) =>
     queryKey: ["job", id, "log"],
     queryFn: ({ signal }) => get<{ text: string }>(`/v1/jobs/${id}/log?lines=200`, signal),
     enabled,
+  });
+
+export const useExported = (id: string) =>
+  useQuery({
+    queryKey: ["exported", id],
+    queryFn: ({ signal }) => get<ExportedFile[]>(`/v1/exports/${id}`, signal),
   });
 
 export const useQueue = () =>

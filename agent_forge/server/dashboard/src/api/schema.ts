@@ -27,6 +27,10 @@ export interface components {
             status: string;
             time: number;
         };
+        ExportedFile: {
+            bytes: number;
+            name: string;
+        };
         FileAnswer: {
             bytes: number;
             name: string;

@@ -14,6 +14,7 @@ export type Pipeline = Schemas["PipelineAnswer"];
 export type Queue = Schemas["QueueAnswer"];
 export type Checkpoint = Schemas["CheckpointAnswer"];
 export type CheckpointFile = Schemas["FileAnswer"];
+export type ExportedFile = Schemas["ExportedFile"];
 export type Lineage = Schemas["LineageAnswer"];
 export type Validation = Schemas["ValidateAnswer"];
 export type ServiceInfo = Schemas["ServiceAnswer"];

@@ -19,6 +19,13 @@ export function measured(value: number): string {
   return signed(rounded.toFixed(2 - Math.floor(Math.log10(Math.abs(rounded)))));
 }
 
+/** Labels of an axis, all with as many decimals as its step has. */
+export function tickLabels(values: number[], step: number): string[] {
+  const decimals = [0, 1, 2, 3, 4, 5].find((one) => Math.abs(step * 10 ** one - Math.round(step * 10 ** one)) < 1e-6);
+  if (!decimals) return values.map((value) => number(value, 4));
+  return values.map((value) => signed((Math.abs(value) < step / 2 ? 0 : value).toFixed(decimals)));
+}
+
 const signed = (text: string) => text.replace("-", "−");
 
 function inWords(value: number, figures: number): string {
@@ -71,7 +78,7 @@ export function moment(time: number): string {
 
 /** A snake_case or kebab-case name as words. */
 export function words(name: string): string {
-  const text = name.replace(/[_-]+/g, " ").trim();
+  const text = name.replace(/[_-]+/g, " ").trim().replace(/\b(\w+) \1\b/g, "$1");
   return text.charAt(0).toUpperCase() + text.slice(1);
 }
 
@@ -102,13 +109,18 @@ export function tidy(text: string, isStart = true): string {
     .replace(/(?<![\w.,])-?\d+\.\d+(?![\w]|\.\d)/g, (digits) => (/\d{4}|\.\d{4}/.test(digits) ? number(Number(digits)) : signed(digits)))
     .replace(/(?<![\w./=`-])[a-z]+(?:_[a-z0-9]+)+(?![\w./=`])/g, (name) => name.replaceAll("_", " "))
     .replaceAll(" -> ", " → ");
-  return isStart ? said.charAt(0).toUpperCase() + said.slice(1) : said;
+  const isPath = /^\S*\//.test(said);
+  return isStart && !isPath ? said.charAt(0).toUpperCase() + said.slice(1) : said;
 }
 
 /** The name of a phase as people write it. */
 export function phaseName(name: string): string {
   return PHASES[name] ?? words(name);
 }
+
+/** A checkpoint's name beside its phase; what a phase has named after itself is said once. */
+export const modelName = (one: { name: string; phase: string }): string =>
+  one.name === one.phase ? phaseName(one.phase) : `${one.name.replaceAll("_", " ")}, ${phaseName(one.phase)}`;
 
 export const PHASE_ORDER = [
   "cognate", "evomerge", "quietstar", "bitnet", "train", "bake", "adas", "compress",

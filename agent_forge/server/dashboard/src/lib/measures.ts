@@ -18,6 +18,7 @@ const WHOLE: Record<string, [string, string, number]> = {
   bytes: ["Size", "MB", 1e-6], bytes_of_fp32: ["Size against float32", "%", 100],
   bytes_of_parent: ["Size against the parent", "%", 100], bits: ["Bits per weight", "", 1],
   bits_per_weight: ["Bits per weight", "", 1], bits_per_byte: ["Bits per byte", "", 1],
+  seed_share: ["Weights coded as seeds", "%", 100],
   zeros: ["Weights that are zero", "%", 100], quality: ["Quality against the parent", "%", 100],
   gain: ["Gain", "nats per token", 1], mean: ["Mean fitness", "", 1], grad_norm: ["Norm of the gradient", "", 1],
 };

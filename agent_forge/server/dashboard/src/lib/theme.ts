@@ -1,6 +1,6 @@
 /** Dark or light: the system's choice, or the user's, which this browser keeps. */
 
-import { useSyncExternalStore } from "react";
+import { useCallback, useSyncExternalStore } from "react";
 
 export type Theme = "system" | "light" | "dark";
 const STORED = "forge-theme";
@@ -34,6 +34,16 @@ function subscribe(tell: () => void): () => void {
 export function isDark(): boolean {
   const chosen = theme();
   return chosen === "system" ? matchMedia("(prefers-color-scheme: dark)").matches : chosen === "dark";
+}
+
+/** Whether a media query holds; the component is drawn again when that changes. */
+export function useMedia(query: string): boolean {
+  const watch = useCallback((tell: () => void) => {
+    const media = window.matchMedia(query);
+    media.addEventListener("change", tell);
+    return () => media.removeEventListener("change", tell);
+  }, [query]);
+  return useSyncExternalStore(watch, () => window.matchMedia(query).matches);
 }
 
 /** Whether the page is dark now; charts are drawn again when that changes. */

@@ -5,7 +5,7 @@ import { useQuery } from "@tanstack/react-query";
 import { ApiError, get } from "../api/client";
 import { useCheckpoints } from "../api/queries";
 import { emptyTurn, reply, type ChatSettings, type Fact, type Piece, type Turn } from "../lib/chat";
-import { number, phaseName } from "../lib/format";
+import { modelName, number } from "../lib/format";
 import { Command, Failure } from "../ui/parts";
 
 const PERSONAS: [string, string][] = [
@@ -14,6 +14,8 @@ const PERSONAS: [string, string][] = [
   ["Creative", "You are creative: look for answers that are new."],
   ["Precise", "You are precise: answer briefly, and say when you do not know."],
 ];
+
+const EXAMPLES = ["What is 48 plus 77?", "Remember that my door code is 4821."];
 
 interface Listed {
   data: { id: string }[];
@@ -29,7 +31,11 @@ export function Chat({ query }: { query: URLSearchParams }) {
   const [text, setText] = useState("");
   const stop = useRef<AbortController | null>(null);
   const [busy, setBusy] = useState(false);
-  const ids = [...new Set((served.data?.data ?? []).map((one) => one.id.replace(/:agent$/, "")))];
+  const known = useCheckpoints().data ?? [];
+  // The newest first, as the list of models has them: it is what a run has made last.
+  const rank = (id: string) => known.findIndex((one) => one.id === id) >>> 0;
+  const ids = [...new Set((served.data?.data ?? []).map((one) => one.id.replace(/:agent$/, "")))]
+    .sort((a, b) => rank(a) - rank(b));
   const hasAgents = (served.data?.data ?? []).some((one) => one.id.endsWith(":agent"));
   const chosen = models.map((one) => one || ids[0] || "");
   const hasNoChat = served.error instanceof ApiError && served.error.status === 404;
@@ -88,6 +94,12 @@ export function Chat({ query }: { query: URLSearchParams }) {
           />
         ))}
       </div>
+      {ids.length && !turns.some((list) => list.length) ? (
+        <div className="chips">
+          <span className="quiet">For example</span>
+          {EXAMPLES.map((one) => <button key={one} type="button" onClick={() => setText(one)}>{one}</button>)}
+        </div>
+      ) : null}
       <form className="say" onSubmit={(event) => void send(event)}>
         <label htmlFor="say" className="off-screen">Message</label>
         <textarea
@@ -164,7 +176,7 @@ function Side({ ids, model, turns, memory, onMemory, onModel }: {
   }, [turns]);
   const name = (id: string) => {
     const one = known.data?.find((entry) => entry.id === id);
-    return one ? `${one.name}, ${phaseName(one.phase)}, ${id.slice(0, 8)}` : id;
+    return one ? `${modelName(one)}, ${id.slice(0, 8)}` : id;
   };
   const options = ids.includes(model) || !model ? ids : [model, ...ids];
   return (

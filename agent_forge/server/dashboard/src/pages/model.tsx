@@ -2,13 +2,14 @@
 
 import { useMutation } from "@tanstack/react-query";
 import { useState } from "react";
-import { download, request, send } from "../api/client";
+import { request, send } from "../api/client";
 import { useCheckpoint, useEnds, useFiles, useLineage, useManifest } from "../api/queries";
-import type { Checkpoint, CheckpointFile } from "../api/types";
+import type { Checkpoint, PhaseResult } from "../api/types";
 import { bytes, moment, number, phaseName, words } from "../lib/format";
 import { skillsOf } from "../lib/headline";
 import { go, link } from "../lib/route";
-import { Card, Command, Failure, Table, Waiting } from "../ui/parts";
+import { FileTable } from "../ui/files";
+import { Card, Command, Failure, Waiting } from "../ui/parts";
 import { LineageGraph } from "../ui/lineage";
 import { Metrics } from "../ui/phase-details";
 import { VerdictTable } from "../ui/pipeline";
@@ -37,10 +38,7 @@ export function Model({ id }: { id: string }) {
           </div>
         </div>
         {end ? <p className="made">{[bytes(one.deployable_bytes), ...skillsOf(end)].join("; ")}.</p> : null}
-        <p>
-          {phaseName(one.phase)}{one.role && one.role !== "model" ? `, ${words(one.role).toLowerCase()}` : ""} · {bytes(one.deployable_bytes)} as shipped
-          {parameters(one) ? ` · ${parameters(one)} parameters` : ""}{end?.tokens_per_second ? ` · ${number(end.tokens_per_second)} tokens per second` : ""} · made {moment(one.time)} · seed {one.seed} · {one.encrypted ? "encrypted at rest" : "not encrypted"}
-        </p>
+        <p>{about(one, end).join(" · ")}</p>
         {one.status === "ok" ? null : <p className="failure">This checkpoint is {one.status}. {one.error}</p>}
         <Failure error={verify.error} />
         {verify.data ? (
@@ -64,6 +62,19 @@ export function Model({ id }: { id: string }) {
       <Command text={`forge inspect ${one.name}`} note="the same in a terminal; put the checkpoint's directory in the place of its name" />
     </div>
   );
+}
+
+/** What is known of a model beside its scores; what its name and its first line say is left out. */
+function about(one: Checkpoint, end: PhaseResult | undefined): string[] {
+  const parameterCount = parameters(one);
+  return [
+    one.name === one.phase ? "" : `made by ${phaseName(one.phase)}`,
+    ["", "model", one.name].includes(one.role) ? "" : words(one.role).toLowerCase(),
+    end ? "" : `${bytes(one.deployable_bytes)} as shipped`,
+    parameterCount ? `${parameterCount} parameters` : "",
+    end?.tokens_per_second ? `${number(end.tokens_per_second)} tokens per second` : "",
+    moment(one.time), `seed ${one.seed}`, one.encrypted ? "encrypted at rest" : "not encrypted",
+  ].filter(Boolean);
 }
 
 const NEXT: Record<string, string> = {
@@ -104,31 +115,11 @@ function Export({ id }: { id: string }) {
 }
 
 function Files({ id }: { id: string }) {
-  const [share, setShare] = useState(0);
   const files = useFiles(id);
-  const fetchFile = useMutation({
-    mutationFn: (file: CheckpointFile) => {
-      const place = file.name.split("/").map(encodeURIComponent).join("/");
-      return download(`/v1/checkpoints/${id}/files/${place}`, file.name.split("/").at(-1) ?? file.name, file.bytes, setShare);
-    },
-    onMutate: () => setShare(0),
-  });
   if (!files.data) return <Card title="Files"><Waiting error={files.error} what="the files" /></Card>;
-  const rows = files.data.map((file) => ({
-    key: file.name,
-    cells: [
-      file.name, bytes(file.bytes),
-      <code key="h" title={file.sha256}>{file.sha256.slice(0, 12)}</code>,
-      <button key="d" type="button" disabled={fetchFile.isPending} onClick={() => fetchFile.mutate(file)}>
-        {fetchFile.isPending && fetchFile.variables.name === file.name ? `${Math.floor(100 * share)}%` : "Download"}<span className="off-screen"> {file.name}</span>
-      </button>,
-    ],
-  }));
   return (
     <Card title={`Files (${files.data.length})`}>
-      <Failure error={fetchFile.error} />
-      <Table label="Files" head={["Name", "Size", "SHA-256", <span key="d" className="off-screen">Download</span>]} rows={rows} />
-      <p className="quiet">Files come in parts of 8 MB; a part that breaks off is fetched again. In a terminal, <code>curl -C - -H "Authorization: Bearer …"</code> goes on after a break.</p>
+      <FileTable files={files.data} at={`/v1/checkpoints/${id}/files`} />
     </Card>
   );
 }

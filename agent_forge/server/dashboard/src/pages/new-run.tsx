@@ -5,7 +5,7 @@ import { useMemo, useState } from "react";
 import { send } from "../api/client";
 import { RUN_ALL, useCheckpoints, usePhases, useSchema, validate } from "../api/queries";
 import type { Estimate, Job, Validation } from "../api/types";
-import { bytes, count, PHASE_ORDER, phaseName, seconds, words } from "../lib/format";
+import { bytes, count, modelName, PHASE_ORDER, phaseName, seconds, words } from "../lib/format";
 import { nearest } from "../lib/nearest";
 import { go, link } from "../lib/route";
 import { flatSettings, forgeCommand, objection, type Setting } from "../lib/settings";
@@ -90,7 +90,7 @@ function Form({ phase, source }: { phase: string; source: string }) {
           </div>
         </Card>
       ) : null}
-      <Sources chosen={sources} isRun={isRun} onChange={(ids) => { setSources(ids); check.reset(); }} />
+      <Sources chosen={sources} isRun={isRun} needsNone={phase === PHASE_ORDER[0]} onChange={(ids) => { setSources(ids); check.reset(); }} />
       {isRun ? (
         <Card title="Settings of its phases">
           <label>
@@ -177,9 +177,11 @@ function lineProblems(settings: Setting[], lines: string, isRun: boolean): strin
   });
 }
 
-function Sources({ chosen, isRun, onChange }: {
+function Sources({ chosen, isRun, needsNone, onChange }: {
   chosen: string[];
   isRun: boolean;
+  /** Whether the phase makes its model itself. */
+  needsNone: boolean;
   onChange: (ids: string[]) => void;
 }) {
   const models = useCheckpoints();
@@ -194,12 +196,13 @@ function Sources({ chosen, isRun, onChange }: {
             <option value="">choose …</option>
             {usable.filter((one) => !chosen.includes(one.id)).map((one) => (
               <option key={one.id} value={one.id}>
-                {one.name}, {phaseName(one.phase)}, {bytes(one.deployable_bytes)}, {one.id.slice(0, 8)}
+                {modelName(one)}, {bytes(one.deployable_bytes)}, {one.id.slice(0, 8)}
               </option>
             ))}
           </select>
         </label>
       ) : <p className="quiet">{isRun ? "Without a model, the first phase trains its own." : "There is no checkpoint yet; the first phase (Cognate) needs none."}</p>}
+      {isRun || needsNone || chosen.length || !usable.length ? null : <p className="quiet">This phase works on a model: choose one.</p>}
       <ul className="overrides">
         {chosen.map((id) => (
           <li key={id}>
@@ -222,7 +225,7 @@ function Estimates({ answer }: { answer: Validation }) {
     <div role="status">
       <p className="good">
         Ready: about {seconds(total)}, {bytes(memory)} of memory, {bytes(disk)} of disk
-        {rows[0] ? `, on ${rows[0].device}` : ""}. <span className="quiet">These are estimates, good to a factor of two.</span>
+        {rows[0] ? `, on ${rows[0].device === "cpu" ? "the CPU" : rows[0].device}` : ""}. <span className="quiet">These are estimates, good to a factor of two.</span>
       </p>
       {rows.length > 1 ? (
         <details>

@@ -2,7 +2,7 @@
 
 import { useQuery } from "@tanstack/react-query";
 import { useEffect, useState } from "react";
-import { ACTIVE, RUN_ALL, useJob, useJobs, useLog, usePipeline, useRecord, useSchema, validate } from "../api/queries";
+import { ACTIVE, RUN_ALL, useExported, useJob, useJobs, useLog, usePipeline, useRecord, useSchema, validate } from "../api/queries";
 import type { Job, Message, PhaseResult, Results } from "../api/types";
 import { ago, moment, percent, phaseName, seconds, tidy } from "../lib/format";
 import { headline } from "../lib/headline";
@@ -12,6 +12,7 @@ import { useSeries } from "../live/hooks";
 import type { JobSeries } from "../live/series";
 import { Actions } from "../ui/actions";
 import { LiveChart } from "../ui/chart";
+import { FileTable } from "../ui/files";
 import { Card, Command, Failure, Progress, State, Table, Waiting } from "../ui/parts";
 import { PhaseDetails } from "../ui/phase-details";
 import { PipelineView, stepsOf } from "../ui/pipeline";
@@ -48,7 +49,7 @@ function RunView({ job }: { job: Job }) {
           <h1>{phaseName(job.command)} <State state={job.state} /></h1>
           <Actions job={job} isLead />
         </div>
-        {job.message && job.state !== "succeeded" ? <p className={job.state === "failed" ? "failure" : "said"}>{job.message}</p> : null}
+        {job.message && job.state !== "succeeded" ? <p className={job.state === "failed" ? "failure" : "said"}>{tidy(job.message)}</p> : null}
         {isActive ? null : <Made results={results} />}
         <div className="how-far">
           {job.state === "succeeded" ? null : (
@@ -68,6 +69,7 @@ function RunView({ job }: { job: Job }) {
       {isActive || series.says(phase) ? (
         <Card title={isActive ? "Live" : "Curves"}><LiveChart key={phase} series={series} phase={phase} /></Card>
       ) : null}
+      {job.command === "export" && job.state === "succeeded" ? <Exported id={job.id} /> : null}
       {step ? <PhaseDetails job={job} step={step} series={series} ends={ends} reports={record.data?.phases ?? []} /> : null}
       <SettingsCard job={job} />
       <Story series={series} job={job} />
@@ -76,6 +78,16 @@ function RunView({ job }: { job: Job }) {
         <p className="quiet">Queued {moment(job.created)}{job.origin === "terminal" ? " in a terminal" : ""}.</p>
       </Card>
     </div>
+  );
+}
+
+/** The files of an export. */
+function Exported({ id }: { id: string }) {
+  const files = useExported(id);
+  return (
+    <Card title="Exported files">
+      {files.data ? <FileTable files={files.data} at={`/v1/exports/${id}`} /> : <Waiting error={files.error} what="the files" />}
+    </Card>
   );
 }
 
@@ -150,7 +162,7 @@ function SettingsCard({ job }: { job: Job }) {
           <details>
             <summary>All {Object.keys(own.data).length} settings</summary>
             <Table
-              label="All settings" head={["Setting", "Value"]}
+              label="All settings" head={["Setting", "Value"]} stack={["", "Value"]}
               rows={Object.entries(own.data).map(([key, value]) => ({ key, cells: [<code key="k">{key}</code>, <span key="v" className="value">{written(value)}</span>] }))}
             />
           </details>
@@ -195,6 +207,8 @@ async function composed(phase: string, overrides: string[]): Promise<Record<stri
   return flatten(answer.config);
 }
 
+const STARTS: Record<string, string> = { warning: "Warning: ", artefact: "Wrote " };
+
 /** What the run said, and the end of its log. */
 function Story({ series, job }: { series: JobSeries; job: Job }) {
   const [isOpen, setOpen] = useState(job.state === "failed");
@@ -214,7 +228,7 @@ function Story({ series, job }: { series: JobSeries; job: Job }) {
           {lines.map((one) => (
             <li key={one.seq} className={one.type}>
               <time dateTime={new Date(one.time * 1000).toISOString()}>{new Date(one.time * 1000).toLocaleTimeString("en-GB")}</time>
-              <span>{one.type === "warning" ? "Warning: " : ""}{tidy(one.message ?? "") || `${phaseName(one.phase)} ${one.stage ?? ""}`}</span>
+              <span>{STARTS[one.type] ?? ""}{tidy(one.message ?? "") || `${phaseName(one.phase)} ${one.stage ?? ""}`}</span>
             </li>
           ))}
         </ul>

@@ -6,7 +6,7 @@ import {
   ACTIVE, RESUMABLE, RUN_ALL, useJobAction, useJobs, usePipeline, useQueue,
 } from "../api/queries";
 import type { Job, Results } from "../api/types";
-import { ago, percent, phaseName, seconds } from "../lib/format";
+import { ago, percent, phaseName, seconds, tidy } from "../lib/format";
 import { headline } from "../lib/headline";
 import { link } from "../lib/route";
 import { useSeries } from "../live/hooks";
@@ -47,6 +47,7 @@ export function Runs() {
           ) : null}
         </Card>
       ) : null}
+      {isNew ? null : <Command text="forge status outputs/run_all" note="the phases of a run, in a terminal; put its directory in the place of this one" />}
     </div>
   );
 }
@@ -177,7 +178,7 @@ function RunTable({ jobs, label }: { jobs: Job[]; label: string }) {
             <a className="name" href={link("runs", job.id)}>{phaseName(job.command)}</a>
             <State state={job.state} />
             <span className="what">
-              {job.state === "succeeded" ? headline(results) || results.summary || "" : job.message || results.summary || ""}
+              {job.state === "succeeded" ? headline(results) || results.summary || "" : tidy(job.message || results.summary || "")}
             </span>
             <span className="quiet">
               {[job.ended ? ago(job.ended) : percent(job.progress), job.origin === "terminal" ? "terminal" : ""]

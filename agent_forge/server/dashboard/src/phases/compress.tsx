@@ -21,6 +21,7 @@ export function CompressView({ series, report, end }: ViewProps) {
   const isSmolLM2 = Math.abs((figure(chosen, "bytes") ?? 0) / (figure(chosen, "bytes_of_fp32") ?? 1) / SMOLLM2_BYTES - 1) < 0.01;
   if (isSmolLM2) dots.push(...llamaDots());
   const domains = table(report, "perplexity by domain");
+  const timed = rows.filter((row) => figure(row, "tokens_per_second") !== undefined);
   return (
     <>
       {dots.length ? (
@@ -35,10 +36,18 @@ export function CompressView({ series, report, end }: ViewProps) {
           </figcaption>
         </figure>
       ) : null}
+      {timed.length > 1 ? (
+        <figure>
+          <Scatter
+            label="Size and speed" xLabel="size, MB" yLabel="tokens per second" joined={["front"]} named={[]}
+            dots={timed.map((row) => ({ ...dotOf(row, "front"), y: figure(row, "tokens_per_second") ?? 0, low: undefined, high: undefined }))}
+          />
+        </figure>
+      ) : null}
       {rows.length ? (
         <PlainTable label="Sizes that were tried" rows={rows.map((row) => ({
           size: bytes(figure(row, "bytes") ?? 0), "bits per weight": row.bits ?? row.bits_per_weight, quality: row.quality,
-          "at least": row.quality_low, "tokens per second": row.tokens_per_second,
+          "at least": lowOf(row), "tokens per second": row.tokens_per_second,
         }))} />
       ) : null}
       {domains.length ? (
@@ -69,9 +78,12 @@ function Coders({ rows, tensors }: { rows: Row[]; tensors: Row[] }) {
   );
 }
 
+/** The search names its bound otherwise than the measured curve. */
+const lowOf = (row: Row) => figure(row, "quality_low") ?? figure(row, "low");
+
 const dotOf = (row: Row, look: Dot["look"]): Dot => ({
-  x: (figure(row, "bytes") ?? 0) / 1e6, y: figure(row, "quality") ?? 0, low: figure(row, "quality_low"),
-  high: figure(row, "quality_high"), name: `${number((figure(row, "bytes") ?? 0) / 1e6)} MB`, look,
+  x: (figure(row, "bytes") ?? 0) / 1e6, y: figure(row, "quality") ?? 0, low: lowOf(row),
+  high: figure(row, "quality_high") ?? figure(row, "high"), name: `${number((figure(row, "bytes") ?? 0) / 1e6)} MB`, look,
 });
 
 const mirrored = (row: Row) => 2 * (figure(row, "kept") ?? 0) - (figure(row, "at least") ?? 0);

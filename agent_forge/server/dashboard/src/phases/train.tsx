@@ -2,10 +2,15 @@
 
 import { PlainTable } from "../ui/parts";
 import { Scatter } from "../ui/scatter";
-import { columns, figure, table, text } from "./rows";
+import { columns, figure, table, text, type Row } from "./rows";
 import type { ViewProps } from "./view";
 
 const SHOWN = ["stage", "mechanism", "on", "steps", "loss", "bits per byte", "reasoning right", "tools right", "depth exponent", "twin exponent", "rollbacks", "notes"];
+
+/** Shares of right answers are read in per cent. */
+const inPercent = (row: Row): Row =>
+  Object.fromEntries(Object.entries(row).map(([name, value]) =>
+    name.endsWith(" right") ? [`${name}, %`, typeof value === "number" ? 100 * value : value] : [name, value]));
 
 export function TrainView({ series, report }: ViewProps) {
   const live = (series.measures.get("train") ?? []).filter((row) => "stage" in row);
@@ -17,7 +22,7 @@ export function TrainView({ series, report }: ViewProps) {
   return (
     <>
       <h3>Stages</h3>
-      <PlainTable rows={columns(rows, SHOWN).map((row) => ({ ...row, on: row.on === null ? "" : row.on }))} label="What each stage has changed" />
+      <PlainTable rows={columns(rows, SHOWN).map(inPercent)} label="What each stage has changed" />
       {measured.length > 1 ? (
         <figure>
           <Scatter

@@ -2,7 +2,7 @@
 
 import { useEffect, useMemo, useRef, useState } from "react";
 import uPlot from "uplot";
-import { measured, number, phaseName } from "../lib/format";
+import { measured, number, phaseName, tickLabels } from "../lib/format";
 import { labelOf } from "../lib/measures";
 import { useDark } from "../lib/theme";
 import { curve, metricsOf, smoothed, type Curve } from "../live/curve";
@@ -96,7 +96,7 @@ function Plot({ data, label }: { data: Curve; label: string }) {
   useEffect(() => {
     const home = box.current;
     if (!home) return undefined;
-    const size = () => ({ width: Math.max(240, home.clientWidth), height: home.clientWidth < 500 ? 220 : 300 });
+    const size = () => ({ width: Math.max(240, home.clientWidth), height: (home.clientWidth < 500 ? 220 : 300) * textScale() });
     const made = new uPlot(options(size(), label, marks), rows(marks.current), home);
     plot.current = made;
     const watcher = new ResizeObserver(() => made.setSize(size()));
@@ -111,6 +111,9 @@ function Plot({ data, label }: { data: Curve; label: string }) {
   return <div ref={box} className="plot" role="img" aria-label={`Chart of ${label} by step`} />;
 }
 
+/** How much larger the page's text is than a browser's usual. */
+const textScale = () => parseFloat(getComputedStyle(document.documentElement).fontSize) / 16;
+
 function rows(data: Curve): uPlot.AlignedData {
   const isNoisy = data.x.length >= SMOOTH_FROM;
   return [data.x, data.y, isNoisy ? smoothed(data.y) : data.y.map(() => null)];
@@ -120,7 +123,12 @@ function options(
   size: { width: number; height: number }, label: string, marks: { current: Curve },
 ): uPlot.Options {
   const [line, faint, ink, grid, bad] = ["--accent-line", "--accent-faint", "--ink-2", "--line", "--bad"].map(colour);
-  const axis = { stroke: ink, grid: { stroke: grid, width: 1 }, ticks: { stroke: grid, width: 1 } };
+  const scale = textScale();
+  const font = `${12 * scale}px system-ui, sans-serif`;
+  const axis = {
+    stroke: ink, font, labelFont: `600 ${font}`, labelSize: 18 * scale,
+    grid: { stroke: grid, width: 1 }, ticks: { stroke: grid, width: 1 },
+  };
   const isNoisy = marks.current.x.length >= SMOOTH_FROM;
   return {
     ...size,
@@ -128,8 +136,8 @@ function options(
     cursor: { y: false, points: { size: 7 } },
     scales: { x: { time: false } },
     axes: [
-      { ...axis, label: "step", labelSize: 18, size: 34, incrs: WHOLE, values: (_, ticks) => ticks.map((tick) => number(tick, 4)) },
-      { ...axis, label, labelSize: 18, size: 56, values: (_, ticks) => ticks.map((tick) => number(tick, 3)) },
+      { ...axis, label: "step", size: 34 * scale, incrs: WHOLE, values: (_, ticks) => ticks.map((tick) => number(tick, 4)) },
+      { ...axis, label, size: 56 * scale, values: (_, ticks, __, ___, step) => tickLabels(ticks, step) },
     ],
     series: [
       {},
@@ -164,7 +172,7 @@ function tell(u: uPlot): void {
 /** Draw where stages begin, and a mark where a value is not a number. */
 function drawMarks(u: uPlot, data: Curve, colours: { ink: string; bad: string }): void {
   const { ctx, bbox } = u;
-  const ratio = window.devicePixelRatio || 1;
+  const ratio = (window.devicePixelRatio || 1) * textScale();
   ctx.save();
   ctx.textAlign = "left";
   ctx.textBaseline = "alphabetic";

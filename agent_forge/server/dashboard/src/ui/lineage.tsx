@@ -2,12 +2,12 @@
 
 import { useEffect, useRef } from "react";
 import type { Checkpoint, Lineage } from "../api/types";
-import { bytes, phaseName } from "../lib/format";
+import { bytes, modelName, phaseName } from "../lib/format";
 import { link } from "../lib/route";
 
-const WIDTH = 172;
+const WIDTH = 130;
 const HEIGHT = 52;
-const GAP_X = 28;
+const GAP_X = 14;
 const GAP_Y = 14;
 
 interface Place {
@@ -41,8 +41,11 @@ export function LineageGraph({ lineage, here }: { lineage: Lineage; here: string
         {all.map(({ node, x, y }) => (
           <a key={node.id} href={link("models", node.id)} aria-current={node.id === here ? "true" : undefined}>
             <rect x={x} y={y} width={WIDTH} height={HEIGHT} rx="8" className={node.id === here ? "here" : ""} />
-            <text x={x + 12} y={y + 21} className="strong">{short(node.name)}</text>
-            <text x={x + 12} y={y + 39}>{[phaseName(node.phase), bytes(node.deployable_bytes)].filter(Boolean).join(", ")}</text>
+            <title>{modelName(node)}</title>
+            <text x={x + 10} y={y + 21} className="strong">{node.name === node.phase ? phaseName(node.phase) : short(node.name)}</text>
+            <text x={x + 10} y={y + 39}>
+              {[node.name === node.phase ? "" : phaseName(node.phase), bytes(node.deployable_bytes)].filter(Boolean).join(", ")}
+            </text>
           </a>
         ))}
       </svg>
@@ -52,7 +55,7 @@ export function LineageGraph({ lineage, here }: { lineage: Lineage; here: string
 
 const short = (name: string) => {
   const text = name.replaceAll("_", " ");
-  return text.length > 18 ? `${text.slice(0, 17)}…` : text;
+  return text.length > 16 ? `${text.slice(0, 15)}…` : text;
 };
 
 /** Give each checkpoint the column behind its last parent. */

@@ -119,15 +119,17 @@ const SHARES = ["exact match", "right answers by right calls", "accuracy"];
  *
  * stack: the columns' names, for a table whose cells stand below each other on a phone.
  */
-export function Table({ head, rows, label, stack }: {
+export function Table({ head, rows, label, stack, isPlain = false }: {
   head: ReactNode[];
   rows: { key: string; cells: ReactNode[] }[];
   label: string;
   stack?: string[];
+  /** Its first column keeps its words in one line. */
+  isPlain?: boolean;
 }) {
   return (
     <div className="scroll" tabIndex={0} role="region" aria-label={label}>
-      <table className={stack ? "stack" : undefined}>
+      <table className={stack ? "stack" : isPlain ? "plain" : undefined}>
         <thead>
           <tr>
             {head.map((one, index) => (
@@ -151,12 +153,13 @@ export function Table({ head, rows, label, stack }: {
 
 /** Rows of plain values, as reports carry them. */
 export function PlainTable({ rows, label }: { rows: Record<string, unknown>[]; label: string }) {
-  const head = [...new Set(rows.flatMap((row) => Object.keys(row)))];
+  const named = [...new Set(rows.flatMap((row) => Object.keys(row)))];
+  const head = named.filter((name) => rows.some((row) => plain(row[name]) !== ""));
   const shown = rows.map((row, index) => ({
     key: String(index),
     cells: head.map((name) => plain(inUnit(name, row[name]))),
   }));
-  return <Table head={head.map(headOf)} rows={shown} label={label} />;
+  return <Table head={head.map(headOf)} rows={shown} label={label} isPlain />;
 }
 
 /** Internal names have their unit in words; what a view has named itself stays. */

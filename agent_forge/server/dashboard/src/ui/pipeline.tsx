@@ -105,6 +105,7 @@ export function VerdictLine({ verdict }: { verdict: Verdict | null }) {
 export function VerdictTable({ verdict }: { verdict: Verdict }) {
   const tasks = Object.entries(verdict.scores ?? {});
   if (!tasks.length) return null;
+  const hasParent = Object.keys({ ...verdict.retentions, ...verdict.parent_scores }).length > 0;
   return (
     <div className="scroll" tabIndex={0} role="region" aria-label="Scores of the gate">
       <table className="stack">
@@ -112,9 +113,7 @@ export function VerdictTable({ verdict }: { verdict: Verdict }) {
           <tr>
             <th scope="col">Task</th>
             <th scope="col">Score, 95% interval</th>
-            <th scope="col">Its parent</th>
-            <th scope="col">Kept of it</th>
-            <th scope="col">Must keep</th>
+            {hasParent ? <><th scope="col">Its parent</th><th scope="col">Kept of it</th><th scope="col">Must keep</th></> : null}
           </tr>
         </thead>
         <tbody>
@@ -125,20 +124,24 @@ export function VerdictTable({ verdict }: { verdict: Verdict }) {
               <tr key={task}>
                 <th scope="row">{words(taskName(task))}</th>
                 <td data-head="Score"><GateScore score={score} /></td>
-                <td data-head="Its parent">{before ? <GateScore score={before} /> : ""}</td>
-                <td data-head="Kept of it">
-                  {kept?.at_chance ? "at chance" : kept ? (
-                    <>
-                      {measured(100 * kept.ratio)}%{" "}
-                      <span className="quiet">
-                        [{measured(100 * kept.low)}, {measured(100 * kept.high)}]
-                      </span>
-                    </>
-                  ) : (
-                    ""
-                  )}
-                </td>
-                <td data-head="Must keep">{kept?.gated ? `${number(100 * kept.limit)}%` : kept ? "not gated" : ""}</td>
+                {hasParent ? (
+                  <>
+                    <td data-head="Its parent">{before ? <GateScore score={before} /> : ""}</td>
+                    <td data-head="Kept of it">
+                      {kept?.at_chance ? "at chance" : kept ? (
+                        <>
+                          {measured(100 * kept.ratio)}%{" "}
+                          <span className="quiet">
+                            [{measured(100 * kept.low)}, {measured(100 * kept.high)}]
+                          </span>
+                        </>
+                      ) : (
+                        ""
+                      )}
+                    </td>
+                    <td data-head="Must keep">{kept?.gated ? `${number(100 * kept.limit)}%` : kept ? "not gated" : ""}</td>
+                  </>
+                ) : null}
               </tr>
             );
           })}
