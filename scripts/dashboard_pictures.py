@@ -115,10 +115,6 @@ class Album:
                 taken.append(self.take(name, page.place, size, theme, prepare, whole=True))
         return taken
 
-    def press(self, selector: str) -> None:
-        """Press what a CSS selector finds first."""
-        self.tab.value(f"document.querySelector({json.dumps(selector)}).click()")
-
 
 def ask(server: DashboardServer, path: str, body: Any = None) -> Any:
     """Return what the server answers."""
@@ -180,7 +176,6 @@ def _with_models(album: Album) -> list[Path]:
     query = f"a={first}&b={last}"
 
     def talk() -> None:
-        album.press(".switch input")
         album.tab.value(ASK % json.dumps(QUESTION))
         album.tab.until(ANSWERED)
 

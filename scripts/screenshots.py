@@ -12,6 +12,7 @@ one line.
 
 import argparse
 import base64
+import itertools
 import json
 import os
 import shlex
@@ -35,6 +36,7 @@ READY_SECONDS = 300.0  # enough on a machine that is busy with trainings
 LOADED = "location.protocol !== 'about:' && document.readyState === 'complete'"
 POLL_SECONDS = 0.05
 TMUX_LINES = 60
+NUMBERS = itertools.count()
 # A capture begins here: what has left the window is part of it.
 SCROLLED = "-2000"
 
@@ -223,7 +225,7 @@ def capture(command: str, columns: int, environment: Mapping[str, str], folder: 
     """Return what a command, run in a folder, shows in a tmux window of `columns`, with its colours
     as escape sequences.
     """
-    name = f"forge-{os.getpid()}-{columns}"
+    name = f"forge-{os.getpid()}-{next(NUMBERS)}"  # a server that ends keeps its name for a while
     settings = " ".join(f"{key}={shlex.quote(value)}" for key, value in environment.items())
     done = f"{name}-done"
     line = f"{settings} {command}; tmux wait-for -S {done}; sleep {READY_SECONDS:.0f}"

@@ -131,8 +131,10 @@ def _print_rows(summary: dict[str, Any], positions: int) -> None:
 def _print_masks(masks: list[list[dict[str, Any]]]) -> None:
     """Print each row, its trained text between » and «."""
     out = console(stderr=False)
+    if masks:
+        say(out, "Trained text stands between » and «.", "dim")
     for number, mask in enumerate(masks, start=1):
-        out.print(f"[bold]row {number}[/bold]  [dim](trained text stands between » and «)[/dim]")
+        say(out, f"row {number}", "bold")
         for part in mask:
             text = f"»{part['text']}«" if part["trained"] else part["text"]
             out.print(text, style="green" if part["trained"] else "", markup=False, end="")

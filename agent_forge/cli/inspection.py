@@ -258,14 +258,14 @@ def inspect_command(path: Target, as_json: Json = False, verbose: Verbose = Fals
         _print_settings(out, "settings", manifest.config)
 
 
-def _print_settings(out: Any, name: str, config: dict[str, Any]) -> None:
-    """Print settings under a name, one line per part of them."""
+def _print_settings(out: Any, title: str, config: dict[str, Any]) -> None:
+    """Print settings under a title, one line per part of them."""
     parts: dict[str, list[str]] = {}
     for name, value in flatten(config):
         part, _, leaf = name.rpartition(".")
         parts.setdefault(part, []).append(f"{leaf}={json.dumps(value, ensure_ascii=False)}")
     for part, settings in parts.items():
-        say(out, f"{name} {part + ': ' if part else ''}{' '.join(settings)}")
+        say(out, f"{title} {part + ': ' if part else ''}{' '.join(settings)}")
 
 
 def verify_command(path: Target, as_json: Json = False, verbose: Verbose = False) -> None:

@@ -177,6 +177,7 @@ def test_inspect_shows_lineage_down_to_the_trunk(cli: Cli, tiny_run: Path) -> No
     assert "parent adas" in text
     assert "as it would be shipped" in text
     assert "settings budget: " in text
+    assert "agent tools=" in text
     assert 'mode="allocate"' in text
 
 

@@ -29,10 +29,12 @@ export function labelOf(key: string): Label {
   for (const [ending, its, by] of ENDINGS) {
     if (!key.endsWith(ending)) continue;
     const rest = ending === "_kept" ? key : key.slice(0, -ending.length);
-    return { name: words(rest), unit: its, factor: by };
+    return { name: named(rest), unit: its, factor: by };
   }
-  return { name: words(key), unit: "", factor: 1 };
+  return { name: named(key), unit: "", factor: 1 };
 }
+
+const named = (key: string) => words(key.replaceAll("/", ", "));
 
 /** The bounds of an interval are shown beside its value, not as figures of their own. */
 export const isBound = (key: string): boolean => /(^|_)(low|high)$/.test(key);

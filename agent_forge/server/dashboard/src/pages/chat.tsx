@@ -25,7 +25,7 @@ export function Chat({ query }: { query: URLSearchParams }) {
   const served = useQuery({ queryKey: ["served"], queryFn: () => get<Listed>("/v1/models"), retry: false });
   const [models, setModels] = useState([query.get("a") ?? "", query.get("b") ?? ""].filter((one, i) => one || i === 0));
   const [settings, setSettings] = useState({ system: "", temperature: "", maxTokens: "200", seed: "" });
-  const [asAgent, setAsAgent] = useState(false);
+  const [wantsAgent, setAsAgent] = useState<boolean | null>(null);
   const [turns, setTurns] = useState<Turn[][]>([[], []]);
   const [memories, setMemories] = useState<Fact[][]>([[], []]);
   const [text, setText] = useState("");
@@ -37,6 +37,8 @@ export function Chat({ query }: { query: URLSearchParams }) {
   const ids = [...new Set((served.data?.data ?? []).map((one) => one.id.replace(/:agent$/, "")))]
     .sort((a, b) => rank(a) - rank(b));
   const hasAgents = (served.data?.data ?? []).some((one) => one.id.endsWith(":agent"));
+  // An agent without its tools writes its calls as text, so its tools are on until they are put off.
+  const asAgent = wantsAgent ?? hasAgents;
   const chosen = models.map((one) => one || ids[0] || "");
   const hasNoChat = served.error instanceof ApiError && served.error.status === 404;
   useEffect(() => () => stop.current?.abort(), []);

@@ -15,7 +15,11 @@ export function Compare({ query }: { query: URLSearchParams }) {
   const settingsA = useManifest(idA);
   const settingsB = useManifest(idB);
   if (!a.data || !b.data) return <Waiting error={a.error ?? b.error} what="the two models" />;
-  const rows = differences(flatten(settingsA.data?.config ?? {}), flatten(settingsB.data?.config ?? {}));
+  const [left, right] = [flatten(settingsA.data?.config ?? {}), flatten(settingsB.data?.config ?? {})];
+  const all = differences(left, right);
+  // Different phases have settings of their own, which say little beside each other.
+  const rows = all.filter((row) => row.key in left && row.key in right);
+  const single = all.length - rows.length;
   return (
     <div className="page">
       <p className="crumbs"><a href={link("models")}>Models</a> › two compared</p>
@@ -28,7 +32,8 @@ export function Compare({ query }: { query: URLSearchParams }) {
             label="Settings that differ" head={["Setting", a.data.name, b.data.name]} stack={["", a.data.name, b.data.name]}
             rows={rows.map((row) => ({ key: row.key, cells: [<code key="k">{row.key}</code>, <span key="a" className="value">{row.before}</span>, <span key="b" className="value">{row.after}</span>] }))}
           />
-        ) : <p className="quiet">{settingsA.data && settingsB.data ? "None." : "Loading …"}</p>}
+        ) : <p className="quiet">{settingsA.data && settingsB.data ? "None that both have." : "Loading …"}</p>}
+        {single ? <p className="quiet">{single} settings belong to one of the two phases alone; each model's page has them.</p> : null}
       </Card>
       <Command text={`forge compare ${a.data.name} ${b.data.name}`} note="the same in a terminal; put the checkpoints' directories in the place of their names" />
     </div>

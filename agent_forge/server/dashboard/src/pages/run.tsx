@@ -228,7 +228,7 @@ function Story({ series, job }: { series: JobSeries; job: Job }) {
           {lines.map((one) => (
             <li key={one.seq} className={one.type}>
               <time dateTime={new Date(one.time * 1000).toISOString()}>{new Date(one.time * 1000).toLocaleTimeString("en-GB")}</time>
-              <span>{STARTS[one.type] ?? ""}{tidy(one.message ?? "") || `${phaseName(one.phase)} ${one.stage ?? ""}`}</span>
+              <span>{STARTS[one.type] ?? ""}{tidy(one.message ?? "", !(one.type in STARTS)) || `${phaseName(one.phase)} ${one.stage ?? ""}`}</span>
             </li>
           ))}
         </ul>

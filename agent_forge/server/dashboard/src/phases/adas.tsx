@@ -12,7 +12,7 @@ export function AdasView({ series, report }: ViewProps) {
   const against = table(report, "test split");
   const recorded: Dot[] = archive.map((row) => ({
     x: figure(row, "iteration") ?? 0, y: figure(row, "gain_nats") ?? 0, low: figure(row, "low"), high: mirrored(row),
-    name: text(row, "technique"), look: row.accepted === true ? "main" : "front",
+    name: text(row, "technique").replaceAll("_", " "), look: row.accepted === true ? "main" : "front",
   }));
   const dots = recorded.length ? recorded : liveDots(series);
   return (

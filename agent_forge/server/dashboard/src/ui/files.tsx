@@ -36,7 +36,7 @@ export function FileTable({ files, at }: { files: File[]; at: string }) {
   return (
     <>
       <Failure error={fetchFile.error} />
-      <Table label="Files" head={["Name", "Size", ...(hashed ? ["SHA-256"] : []), <span key="d" className="off-screen">Download</span>]} rows={rows} />
+      <Table label="Files" stack={["", "Size", ...(hashed ? ["SHA-256"] : []), ""]} head={["Name", "Size", ...(hashed ? ["SHA-256"] : []), <span key="d" className="off-screen">Download</span>]} rows={rows} />
       <p className="quiet">Files come in parts of 8 MB; a part that breaks off is fetched again. In a terminal, <code>curl -C - -H "Authorization: Bearer …"</code> goes on after a break.</p>
     </>
   );

@@ -55,7 +55,7 @@ export function LineageGraph({ lineage, here }: { lineage: Lineage; here: string
 
 const short = (name: string) => {
   const text = name.replaceAll("_", " ");
-  return text.length > 16 ? `${text.slice(0, 15)}…` : text;
+  return text.length > 15 ? `${text.slice(0, 13)}…` : text;
 };
 
 /** Give each checkpoint the column behind its last parent. */
@@ -78,6 +78,10 @@ function arranged(lineage: Lineage): Map<string, Place> {
     const row = filled.get(column) ?? 0;
     filled.set(column, row + 1);
     places.set(node.id, { node, x: column * (WIDTH + GAP_X), y: row * (HEIGHT + GAP_Y) });
+  }
+  const most = Math.max(0, ...filled.values());
+  for (const place of places.values()) {
+    place.y += ((most - (filled.get(depth(place.node.id)) ?? 0)) * (HEIGHT + GAP_Y)) / 2;
   }
   return places;
 }

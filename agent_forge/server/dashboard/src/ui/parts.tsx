@@ -124,7 +124,7 @@ export function Table({ head, rows, label, stack, isPlain = false }: {
   rows: { key: string; cells: ReactNode[] }[];
   label: string;
   stack?: string[];
-  /** Its first column keeps its words in one line. */
+  /** Its short cells keep their words in one line. */
   isPlain?: boolean;
 }) {
   return (
@@ -157,10 +157,14 @@ export function PlainTable({ rows, label }: { rows: Record<string, unknown>[]; l
   const head = named.filter((name) => rows.some((row) => plain(row[name]) !== ""));
   const shown = rows.map((row, index) => ({
     key: String(index),
-    cells: head.map((name) => plain(inUnit(name, row[name]))),
+    cells: head.map((name) => cell(plain(inUnit(name, row[name])))),
   }));
   return <Table head={head.map(headOf)} rows={shown} label={label} isPlain />;
 }
+
+const LONG = 40; // letters from which a cell has several lines
+
+const cell = (text: string) => (text.length > LONG ? <span className="long">{text}</span> : text);
 
 /** Internal names have their unit in words; what a view has named itself stays. */
 function headOf(name: string): string {

@@ -62,7 +62,7 @@ function Summary({ text }: { text: string }) {
 function stageRow(stage: JobSeries["segments"][number]): Record<string, unknown> {
   const row: Record<string, unknown> = {
     stage: words(stage.stage),
-    steps: `${number(stage.step)} of ${number(stage.total)}`,
+    steps: stage.total ? `${number(stage.step)} of ${number(stage.total)}` : "",
     time: seconds(stage.ended - stage.began),
   };
   for (const [name, column] of stage.columns) {

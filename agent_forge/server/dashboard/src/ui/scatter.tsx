@@ -84,7 +84,7 @@ interface Label {
 
 /** Where names are written: above their dot, or below it where another name stands, or nowhere. */
 function placed(points: { dot: Dot; x: number; y: number }[], width: number): Map<Dot, Label> {
-  const taken: { left: number; right: number; y: number }[] = [];
+  const taken = points.map(({ x, y }) => ({ left: x - 3, right: x + 3, y: y + 4 }));
   const places = new Map<Dot, Label>();
   // The dots that the drawing is about come first.
   for (const { dot, x, y } of [...points].sort((a, b) => Number(b.dot.look === "main") - Number(a.dot.look === "main"))) {
