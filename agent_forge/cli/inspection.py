@@ -186,8 +186,8 @@ def _status_row(record: Path) -> dict[str, Any]:
 def _print_status(rows: list[dict[str, Any]], run_dir: Path, records: list[Path]) -> None:
     """Print the phases, and how to go on where one did not end."""
     from agent_forge.cli.layout import command
-    from agent_forge.cli.resuming import read_command
     from agent_forge.cli.tables import status_table
+    from agent_forge.pipeline.outcome import read_command
 
     out = console(stderr=False)
     out.print(status_table(rows, str(run_dir)))
@@ -317,9 +317,9 @@ def report_command(
     verbose: Verbose = False,
 ) -> None:
     """Write the report of a run again from what its phases recorded."""
-    from agent_forge.cli.resuming import read_command
     from agent_forge.core.errors import CheckpointError
     from agent_forge.pipeline import report
+    from agent_forge.pipeline.outcome import read_command
 
     with one_line_errors(verbose):
         outcomes = report.read_run(run_dir)

@@ -1,31 +1,21 @@
 """The command that goes on with a run: noted beside the run when it begins, shown when it stopped.
 
-Reads and writes command.json in a record directory.
+Writes command.json into a record directory.
 """
 
 import contextlib
-import json
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from agent_forge.core.events import Event
-
-COMMAND = "command.json"
+from agent_forge.pipeline.outcome import COMMAND
 
 
 def command_line(name: str, overrides: Sequence[str], file: str | None) -> str:
     """Return the command that began a run, as it is typed; flags of one run only are left out."""
     config = ["--config", file] if file else []
     return shlex.join(["forge", name, *overrides, *config])
-
-
-def read_command(record: Path) -> str:
-    """Return the command that began the run of a record directory, or ""."""
-    try:
-        return str(json.loads((record / COMMAND).read_text(encoding="utf-8"))["command"])
-    except (OSError, ValueError, KeyError):
-        return ""
 
 
 class NotedCommand:

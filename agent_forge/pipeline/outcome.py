@@ -13,6 +13,7 @@ from agent_forge.config.compose import flatten
 OUTCOME = "outcome.json"
 JOB = "job.json"
 EVENTS = "events.jsonl"
+COMMAND = "command.json"  # how a run was begun in a terminal, beside its record
 # Settings that change how the work is done, and not its result.
 NOT_INPUT = (
     "out", "data.cache", "runtime.save_every_seconds", "runtime.workers", "runtime.resume_anyway",
@@ -52,6 +53,14 @@ def read_outcome(record: Path) -> Outcome | None:
         return Outcome(**json.loads((record / OUTCOME).read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError):
         return None
+
+
+def read_command(record: Path) -> str:
+    """Return the command that began the run of a record directory in a terminal, or ""."""
+    try:
+        return str(json.loads((record / COMMAND).read_text(encoding="utf-8"))["command"])
+    except (OSError, ValueError, KeyError):
+        return ""
 
 
 def read_job(record: Path) -> dict[str, Any] | None:

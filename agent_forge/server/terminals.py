@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,10 +22,11 @@ import psutil
 
 from agent_forge.checkpoint.lock import LOCK_NAME
 from agent_forge.checkpoint.manifest import MANIFEST
+from agent_forge.core.errors import ConfigError
 from agent_forge.core.events import EventReader
 from agent_forge.pipeline.catalogue import phases
-from agent_forge.pipeline.outcome import EVENTS, JOB, OUTCOME
-from agent_forge.server import jobs, records, store
+from agent_forge.pipeline.outcome import EVENTS, JOB, OUTCOME, read_command
+from agent_forge.server import commands, jobs, records, store
 from agent_forge.server.jobs import RUN_ALL, TERMINAL, Job, JobState
 from agent_forge.server.store import Attempt
 from agent_forge.server.workplace import Workplace
@@ -80,12 +82,14 @@ class TerminalRuns:
         row = connection.execute("SELECT * FROM job WHERE id = ?", [run.id]).fetchone()
         if row is None:
             job = Job(
-                id=run.id, command=run.command, overrides=[], origin=TERMINAL, out=str(run.out),
-                record=str(run.record), created=run.begun,
+                id=run.id, command=run.command, overrides=_typed(run), origin=TERMINAL,
+                out=str(run.out), record=str(run.record), created=run.begun,
             )  # fmt: skip
             jobs.insert(connection, job)
         else:
             job = jobs.from_row(row)
+            job.overrides = _typed(run)  # a run may be found before it notes them
+            jobs.update(connection, job, "overrides")
         if job.attempt == 0 or run.begun > (job.started or 0.0):
             self._begin(connection, run, job, state)
         end = records.end_of(job, _token(job), None, "", self.workplace.registry)
@@ -113,6 +117,23 @@ class TerminalRuns:
             gpus=[], created=run.begun, stop_sent=None, kill_sent=None, positions=positions,
         )  # fmt: skip
         store.add_attempt(connection, attempt)
+
+
+def _typed(run: FoundRun) -> list[str]:
+    """Return the settings that a run was begun with, without those that name a place on the disk."""
+    try:
+        words = shlex.split(read_command(run.record))[2:]
+    except ValueError:
+        return []
+    return [word for word in words if "=" in word and _is_shown(run.command, word)]
+
+
+def _is_shown(command: str, override: str) -> bool:
+    try:
+        commands.check_overrides(command, [override])
+    except ConfigError:
+        return False
+    return True
 
 
 def _token(job: Job) -> str:

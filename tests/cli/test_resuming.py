@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from typer.testing import Result
 
-from agent_forge.cli.resuming import COMMAND, NotedCommand, command_line, read_command
+from agent_forge.cli.resuming import NotedCommand, command_line
 from agent_forge.core.errors import StorageError
 from agent_forge.core.events import Event, EventLog
-from agent_forge.pipeline.outcome import EVENTS, JOB, OUTCOME
+from agent_forge.pipeline.outcome import COMMAND, EVENTS, JOB, OUTCOME, read_command
 from scripts import sample_run
 
 Cli = Callable[..., Result]

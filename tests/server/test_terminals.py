@@ -1,5 +1,6 @@
 """Runs that were started in a terminal are found, shown and judged by their locks and outcomes."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 
 from agent_forge.checkpoint import DirectoryLock
 from agent_forge.core.events import EventLog
-from agent_forge.pipeline.outcome import Outcome
+from agent_forge.pipeline.outcome import COMMAND, Outcome
 from agent_forge.server.database import Database
 from agent_forge.server.jobs import JobState, WrongState
 from agent_forge.server.supervisor import Supervisor
@@ -105,3 +106,20 @@ def test_a_run_of_all_phases_is_one_job(watching: Supervisor, outputs: Path) -> 
     (record / "2-bitnet" / "job.json").write_text('{"phase": "x", "parent_pid": 999999999}')
     until(lambda: states(watching) == ["interrupted"])
     assert watching.get(job.id).state is JobState.INTERRUPTED
+
+
+def test_a_run_has_the_settings_that_it_was_begun_with_but_no_path(
+    watching: Supervisor, outputs: Path
+) -> None:
+    process = start(outputs / "mine", "end=hang", "steps=4")
+    until(lambda: states(watching) == ["running"])
+    record = outputs / ".forge" / "mine"
+    line = (
+        "forge train train.rows=4 'sources=[/home/me/model]' data.cache=/tmp/x seed=1 -c own.yaml"
+    )
+    (record / COMMAND).write_text(json.dumps({"command": line}))
+    process.terminate()
+    process.wait()
+    until(lambda: states(watching) == ["interrupted"])
+    (job,) = watching.list()
+    assert job.overrides == ["train.rows=4", "seed=1"]

@@ -129,12 +129,14 @@ function SettingsCard({ job }: { job: Job }) {
   const defaults = useDefaults(job, isOpen && !other);
   const before = other ? rivals.data : defaults.data;
   const rows = own.data && before ? differences(before, own.data) : [];
+  const isFound = job.origin === "terminal";
   const candidates = (jobs.data ?? []).filter((one) => one.command === job.command && one.id !== job.id);
   return (
     <Card title="Settings">
       {job.overrides.length ? (
         <ul className="overrides">{job.overrides.map((one) => <li key={one}><code>{one}</code></li>)}</ul>
-      ) : <p>Every setting has its default.</p>}
+      ) : <p>{isFound ? "No setting was given on its command line." : "Every setting has its default."}</p>}
+      {isFound ? <p className="quiet">It was begun in a terminal: settings of a file, and those that name a folder, are not known here.</p> : null}
       <details onToggle={(event) => setOpen(event.currentTarget.open)}>
         <summary>Compare with the defaults or another run</summary>
         <label>

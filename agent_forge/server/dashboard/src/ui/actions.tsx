@@ -3,13 +3,17 @@
 import { send } from "../api/client";
 import { RESUMABLE, useJobAction } from "../api/queries";
 import type { Job } from "../api/types";
-import { Failure } from "./parts";
+import { forgeCommand } from "../lib/settings";
+import { Command, Failure } from "./parts";
 
 const CANCELLABLE = ["queued", "running", "pausing", "paused", "interrupted"];
 
 export function Actions({ job, isLead = false }: { job: Job; isLead?: boolean }) {
   const act = useJobAction((verb: string) => send("POST", `/v1/jobs/${job.id}/${verb}`));
-  if (job.origin === "terminal" && !RESUMABLE.includes(job.state)) {
+  if (job.origin === "terminal") {
+    if (RESUMABLE.includes(job.state)) {
+      return <Command text={forgeCommand(job.command, job.overrides)} note="goes on, in the folder where it was begun" />;
+    }
     if (job.ended) return <p className="quiet">Made in a terminal.</p>;
     return <p className="quiet">Started in a terminal: it is stopped there.</p>;
   }

@@ -24,7 +24,7 @@ export function PhaseDetails({ job, step, series, ends, reports }: {
   const isQuiet = !end && !report && !stages.length && !step.verdict;
   return (
     <Card title={phaseName(step.name) + judged}>
-      {isQuiet ? <p className="quiet">{job.state === "running" ? "Its turn comes later." : "It has not begun."}</p> : null}
+      {isQuiet ? <p className="quiet">{step.state === "running" ? "It has begun, and nothing is measured yet." : job.state === "running" ? "Its turn comes later." : "It has not begun."}</p> : null}
       {step.summary ? <Summary text={step.summary} /> : null}
       {step.verdict?.reasons.map((reason) => <p key={reason} className="failure">{tidy(reason)}</p>)}
       {end ? <Facts end={end} /> : null}
