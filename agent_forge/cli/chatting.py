@@ -58,7 +58,8 @@ ShowThoughts = Annotated[
     typer.Option("--show-thoughts", help="Show what the model thinks (in a chat: /thoughts)."),
 ]
 Temperature = Annotated[
-    float | None, typer.Option("--temperature", min=0.0, help="0 always takes the likeliest.")
+    float | None,
+    typer.Option("--temperature", min=0.0, max=100.0, help="0 always takes the likeliest."),
 ]
 MaxNewTokens = Annotated[
     int | None, typer.Option("--max-new-tokens", min=1, help="Tokens of one message.")
