@@ -300,10 +300,12 @@ def verify_command(path: Target, as_json: Json = False, verbose: Verbose = False
             print_json(rows)
         else:
             out = console(stderr=False)
+            if len(rows) > 1:
+                say(out, f"Below {path}:")
             for row in rows:
                 if row["whole"]:
-                    identity = short_id(row["id"])
-                    say(out, f"{row['path']}: whole, {row['files']} files, id {identity}")
+                    name = row["path"].removeprefix(f"{path}/")
+                    say(out, f"{name}: whole, {row['files']} files, id {short_id(row['id'])}")
             say(out, f"{len(rows)} checkpoint{'s' * (len(rows) != 1)}, {len(damaged)} damaged")
         if damaged:
             raise CheckpointError("; ".join(row["error"] for row in damaged))

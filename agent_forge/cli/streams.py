@@ -82,6 +82,8 @@ def prepare() -> None:
         sys.stdout = _output = Output(
             sys.stdout.detach(), encoding=encoding, errors=ON_ERROR, line_buffering=lines
         )
+        # By this name the width of the terminal is found; what it named is detached.
+        sys.__stdout__ = _output  # type: ignore[misc]
 
 
 def use_utf8_paths() -> None:

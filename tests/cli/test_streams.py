@@ -1,8 +1,12 @@
 """The command line at a pipe that closes, a full device, closed streams, and an ASCII terminal."""
 
+import fcntl
 import os
+import re
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -132,3 +136,26 @@ def test_a_current_directory_that_is_gone_is_one_line(tmp_path: Path) -> None:
     done = shell(f"mkdir {tmp_path}/gone; cd {tmp_path}/gone; rmdir {tmp_path}/gone; $forge list")
     assert done.returncode == 74
     assert done.stderr == b"forge: the current directory is gone; change to another one\n"
+
+
+@pytest.mark.parametrize("kind", ["xterm", "dumb"])
+def test_a_narrow_terminal_is_seen_without_columns_in_the_environment(kind: str) -> None:
+    main, other = os.openpty()
+    fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 40, 0, 0))
+    environment = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "LINES")}
+    with subprocess.Popen(
+        [sys.executable, "-m", "agent_forge", "run-all", "--help"],
+        stdin=other, stdout=other, stderr=other, env={**environment, "TERM": kind},
+    ) as process:  # fmt: skip
+        os.close(other)
+        shown = b""
+        try:
+            while part := os.read(main, 65536):
+                shown += part
+        except OSError:  # how Linux says that the other end is closed
+            pass
+    os.close(main)
+    assert process.returncode == 0
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", shown.decode()).splitlines()
+    assert any("--no-resume" in line for line in lines)
+    assert max(map(len, lines)) <= 40

@@ -273,6 +273,7 @@ def _sizes(frame: Frame, steps: Sequence[Step], *, narrow: bool) -> None:
     frame.y_axis(count=3)
     frame.line(frame.left, frame.bottom, frame.right, frame.bottom, "axis")
     slot_width = frame.across(1) - frame.across(0)
+    before = ""
     for slot, step in enumerate(steps):
         centre = frame.across(slot + 0.5)
         top = frame.down(step.size_mb)
@@ -283,7 +284,11 @@ def _sizes(frame: Frame, steps: Sequence[Step], *, narrow: bool) -> None:
         )
         in_mb = step.size_text.endswith(" MB")
         value = step.size_text.removesuffix(" MB") if in_mb else words.number(step.size_mb)
-        frame.text(centre, top - 5, value, "value", "middle")
+        # Side by side on a phone, labels have room without their zero, and one of equal ones.
+        value = value.removeprefix("0") if narrow else value
+        if not narrow or step.size_text != before:
+            frame.text(centre, top - 5, value, "value", "middle")
+        before = step.size_text
         _phase_name(frame, centre, step.name, narrow=narrow)
 
 

@@ -31,7 +31,6 @@ interface AgentEvent {
   name?: string;
   arguments?: unknown;
   broken?: string;
-  reason?: string;
   text?: string;
   error?: string | boolean | null;
 }
@@ -155,6 +154,6 @@ function pieceOf(event: AgentEvent): Piece {
   if (event.event === "result") {
     return { kind: "result", text: event.text || String(event.error ?? ""), failed: Boolean(event.error) };
   }
-  const text = event.broken ?? JSON.stringify(event.arguments ?? {});
-  return { kind: "call", name: event.name ?? "a call that cannot be read", text: event.reason ? `${text} (${event.reason})` : text };
+  // Why a call cannot be read, its result says.
+  return { kind: "call", name: event.name ?? "", text: event.broken ?? JSON.stringify(event.arguments ?? {}) };
 }

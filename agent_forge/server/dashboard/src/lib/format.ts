@@ -43,7 +43,7 @@ export function bytes(value: number): string {
     unit += 1;
   }
   // Models are compared in MB, also those below one.
-  if (unit === 1 && rest >= 99.95) return `${measured(rest / 1000)} MB`;
+  if (unit === 1 && rest >= 9.995) return `${measured(rest / 1000)} MB`;
   return `${unit > 1 ? measured(rest) : number(rest)} ${UNITS[unit]}`;
 }
 

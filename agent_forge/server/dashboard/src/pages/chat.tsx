@@ -5,7 +5,7 @@ import { useQuery } from "@tanstack/react-query";
 import { ApiError, get } from "../api/client";
 import { useCheckpoints } from "../api/queries";
 import { emptyTurn, reply, type ChatSettings, type Fact, type Piece, type Turn } from "../lib/chat";
-import { modelName, number } from "../lib/format";
+import { modelName, seconds } from "../lib/format";
 import { Command, Failure } from "../ui/parts";
 
 const PERSONAS: [string, string][] = [
@@ -245,7 +245,7 @@ function TurnView({ turn }: { turn: Turn }) {
       {turn.role === "assistant" && !turn.finish ? <span className="quiet" role="status">…</span> : null}
       {turn.finish && ENDS[turn.finish] ? <p className="quiet">{ENDS[turn.finish]}</p> : null}
       {turn.finish && turn.tokens ? (
-        <p className="quiet">{turn.tokens} tokens, {number(turn.tokens / Math.max(turn.seconds, 0.001))} per second</p>
+        <p className="quiet">{turn.tokens} tokens in {seconds(turn.seconds)}</p>
       ) : null}
     </article>
   );
@@ -258,7 +258,7 @@ function PieceView({ piece }: { piece: Piece }) {
     case "thought":
       return <p className="thought"><span className="tag">thinks</span> {piece.text}</p>;
     case "call":
-      return <p className="tool"><span className="tag">calls {piece.name}</span> <code>{piece.text}</code></p>;
+      return <p className="tool"><span className="tag">{piece.name ? `calls ${piece.name}` : "a call that cannot be read"}</span> <code>{piece.text}</code></p>;
     case "result":
       return <p className={piece.failed ? "tool bad" : "tool"}><span className="tag">{piece.failed ? "fails" : "gets"}</span> <code>{piece.text}</code></p>;
   }
