@@ -122,10 +122,18 @@ class Browser:
     def until(self, condition: str) -> None:
         """Wait until a condition in JavaScript holds. Raises RuntimeError when it does not."""
         end = time.monotonic() + READY_SECONDS
-        while not self.value(f"Boolean({condition})"):
+        while not self._holds(condition):
             if time.monotonic() > end:
                 raise RuntimeError(f"{condition} did not hold in {READY_SECONDS:.0f} s")
             time.sleep(POLL_SECONDS)
+
+    def _holds(self, condition: str) -> bool:
+        try:
+            return bool(self.value(f"Boolean({condition})"))
+        except RuntimeError as error:
+            if "execution context" not in str(error).lower():
+                raise
+            return False  # a page that takes the place of another has none for a moment
 
     def value(self, expression: str) -> Any:
         """Return what an expression in JavaScript comes to."""
