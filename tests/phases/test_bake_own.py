@@ -136,7 +136,7 @@ def test_fewer_distinct_questions_than_asked_for_are_said(
     """The traces are three: the tool is numbers for one of three cities and nothing else."""
     numbers = iter(range(10**6))
 
-    def one_of_three(*_: Any) -> dict[str, Any]:
+    def one_of_three(*_: Any, **__: Any) -> dict[str, Any]:
         question = f"How warm is it in {('Paris', 'Rome', 'Oslo')[next(numbers) % 3]}?"
         return {"messages": [{"role": "user", "content": question}], "calls": [], "results": []}
 
