@@ -24,7 +24,7 @@ from agent_forge.agent.tools import Result
 from agent_forge.checkpoint import Checkpoint, Workspace
 from agent_forge.config import DataConfig, Report
 from agent_forge.config.compose import compose
-from agent_forge.core.errors import DataError, PhaseError
+from agent_forge.core.errors import ConfigError, DataError, PhaseError
 from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import seed_for
 from agent_forge.data import encode_chat
@@ -262,6 +262,19 @@ def test_the_loss_of_a_step_holds_the_neutral_kl_by_its_weight(
         )
         assert float(loss.detach()) == pytest.approx(plain + weight * kl, rel=1e-4)
         assert float(metrics["neutral_kl"]) == pytest.approx(kl, rel=1e-3)
+
+
+def test_a_persona_that_one_process_of_a_sharded_model_would_measure_is_refused(
+    settings: Callable[..., Config],
+) -> None:
+    """The others would wait for the weights that it asks them for, and it for them."""
+    sharded = ("runtime.shard=true", "runtime.processes=2", "persona.enabled=true")
+    with pytest.raises(
+        ConfigError, match=r"check_every_steps=5 .* set it to 6 \(training\.steps\)"
+    ):
+        settings(*sharded, "persona.check_every_steps=5", "training.steps=6")
+    settings(*sharded, "persona.check_every_steps=6", "training.steps=6")
+    settings("runtime.shard=true", "persona.check_every_steps=5", "training.steps=6")
 
 
 def test_neutral_data_are_text_and_answers_in_the_shares_of_the_mix(

@@ -206,6 +206,13 @@ class Config(PhaseConfig):
                 "own tools, and there are none; set tools=[my_tools.py] and traces.own.count, or "
                 "on_policy.steps=0"
             )
+        checks = self.persona.enabled and self.persona.check_every_steps < self.training.steps
+        if checks and self.runtime.shard and self.runtime.processes > 1:
+            raise ConfigError(
+                f"persona.check_every_steps={self.persona.check_every_steps} lets one process measure "
+                "the model, which a sharded model cannot; set it to "
+                f"{self.training.steps} (training.steps), or runtime.shard=false"
+            )
         if self.on_policy.steps and self.runtime.shard:
             raise ConfigError(
                 "on_policy.steps lets one process write the model's answers, which a sharded model "
