@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from agent_forge.checkpoint import Checkpoint
 from agent_forge.config import DataConfig
 from agent_forge.core.errors import ConfigError, DataError
+from agent_forge.data.documents import split_of
 from agent_forge.data.sets import CARD, DOMAINS, DataSet, domain_sources, filters, open_set
 from agent_forge.data.sets.settings import BuildSettings, FilterConfig
 from agent_forge.evaluate.tasks.gsm8k import cases
@@ -223,3 +224,35 @@ def test_windows_of_a_set_are_those_of_its_files_and_a_changed_file_is_named(
         open_set(copy)
     with pytest.raises(DataError, match="is not a data set"):
         open_set(tmp_path)
+
+
+def test_a_form_without_a_row_in_the_split_is_left_out_and_a_domain_without_any_is_named(
+    data_config: DataConfig, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    texts = [
+        text for text in (f"Document {i} says {i}." for i in range(30)) if split_of(text) == "train"
+    ]
+    chats = [
+        {
+            "messages": [
+                {"role": "user", "content": f"Say {i}."},
+                {"role": "assistant", "content": f"{i}"},
+            ]
+        }
+        for i in range(60)
+    ]
+    files = {"code.text.jsonl": [{"text": text} for text in texts], "code.chat.jsonl": chats}
+    for name, rows in files.items():
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def sources_of(*names: str) -> dict[str, Any]:
+        facts = {name: {"bytes": (tmp_path / name).stat().st_size} for name in names}
+        small = DataSet(tmp_path, {"shares": {"code": 1.0}, "files": facts})
+        return domain_sources(small, data_config, tiny_tokenizer, "search")
+
+    ids, _ = sources_of(*files)["code"].take(np.random.default_rng(0), 64)
+    assert "assistant" in tiny_tokenizer.decode(ids)
+    with pytest.raises(
+        DataError, match="domain 'code' has nothing for the search split; build a larger"
+    ):
+        sources_of("code.text.jsonl")

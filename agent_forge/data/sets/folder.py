@@ -115,19 +115,30 @@ def domain_sources(
 ) -> dict[str, Source]:
     """Return domain -> source of windows of the split; hashes of rows decide their split.
 
-    Raises DataError where a domain has no row in the split.
+    Of a small set the texts or the chats of a domain may all be in other splits: then it is the
+    others alone. Raises DataError where a domain has neither.
     """
     settings = replace(config, max_text_bytes=0, near_duplicates=0.0, rows=[], encoding="utf-8")
     sources: dict[str, Source] = {}
     for domain in data_set.shares:
         parts: list[Source] = []
         sizes: list[float] = []
+        reasons: list[DataError] = []
         for form, file in data_set.files(domain).items():
-            if form == "text":
-                parts.append(TextSource(replace(settings, text=[str(file)]), tokenizer, split))
-            else:
-                rows = raw.read([str(file)], split, mask_roles)
-                parts.append(RowSource(rows, tokenizer, mask_roles))
+            try:
+                if form == "text":
+                    parts.append(TextSource(replace(settings, text=[str(file)]), tokenizer, split))
+                else:
+                    rows = raw.read([str(file)], split, mask_roles)
+                    parts.append(RowSource(rows, tokenizer, mask_roles))
+            except DataError as error:  # the files have their hashes, so nothing in them is damaged
+                reasons.append(error)
+                continue
             sizes.append(float(data_set.manifest["files"][file.name]["bytes"]))
+        if not parts:
+            raise DataError(
+                f"{data_set.path}: domain '{domain}' has nothing for the {split} split; build a "
+                "larger set: size_bytes, or its share"
+            ) from reasons[-1]
         sources[domain] = DomainSource(parts, sizes)
     return sources
