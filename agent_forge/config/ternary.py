@@ -52,6 +52,7 @@ class TernarySettings:
     embedding_group: CountOrNone = 0
     sub_norm: list[Text] = field(default_factory=list)
     dead_zone_bias: Annotated[float, Range(0, 1)] = 0.0
+    rotate_inputs: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.group_size, int) or self.group_size < TENSOR:

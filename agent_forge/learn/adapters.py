@@ -64,11 +64,13 @@ def adapters(
 
     On leaving, alpha / rank · B A is added to every adapted weight, and the adapters are removed;
     what was yielded can still write them. `model` stays the same object of the same class
-    throughout. setting: the rank's name, for the error. Raises ConfigError without peft.
+    throughout. setting: the rank's name, for the error. Raises ConfigError without peft, and for
+    layers that rotate their input.
     """
     if rank == 0:
         yield None
         return
+    _refuse_rotated(model, setting)
     try:
         from peft import LoraConfig, LoraModel
     except ImportError:
@@ -89,3 +91,13 @@ def adapters(
     product.take()
     tuner.merge_and_unload(safe_merge=True)
     model.requires_grad_(True)
+
+
+def _refuse_rotated(model: PreTrainedModel, setting: str) -> None:
+    """Raise ConfigError where B A x, with x as it was, would be added to weights of a rotated x."""
+    for name, module in model.named_modules():
+        if getattr(module, "rotates_input", False):
+            raise ConfigError(
+                f"{setting} cannot adapt {name}, which rotates its input; set {setting}=0, or make "
+                "the model ternary with linear.rotate_inputs=false"
+            )

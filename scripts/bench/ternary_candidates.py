@@ -2,11 +2,16 @@
 
     python -m scripts.bench run ternary_candidates --parent outputs/run_all/1-cognate/trunk --seeds 3
     python -m scripts.bench run ternary_candidates --smoke
+    python -m scripts.bench run --results FOLDER ternary_candidates --only "rotated inputs"
 
 Leave-one-in: `forge bitnet` as shipped, with one thing changed. Every seed trains every variant on
 as many tokens, in an order that turns from seed to seed. Compared are the KL from the parent and
 the bits per byte on held-out text and held-out tool calls; a candidate is judged on the kind where
 it does worst. Every finished trial is a line of WORK/trials.jsonl: a killed bench goes on.
+
+--only compares some candidates with a shipped recipe that is trained beside them. Such a record
+names its candidates, and is kept beside the others in results/ under a name of its own, as
+ternary_candidates_NAME.json: it says nothing of candidates that other records measured.
 """
 
 import argparse
@@ -44,6 +49,7 @@ CANDIDATES: Mapping[str, tuple[str, ...]] = {
     "longer windows": (),  # see `overrides`
     "cross-entropy at .1": ("distill.ce_weight=0.1",),
     "KL alone": ("distill.ce_weight=0",),
+    "rotated inputs": ("linear.rotate_inputs=true",),
 }
 LONGER = "longer windows"
 
@@ -66,29 +72,31 @@ def run(arguments: Sequence[str] = ()) -> Result:
     parser.set_defaults(rows=8, length=192)
     parser.add_argument("--scale", type=float, default=1.0, help="times the shipped steps")
     parser.add_argument("--dtype", default="float32", help="runtime.dtype of the trials")
+    parser.add_argument("--only", nargs="+", choices=CANDIDATES, help="these candidates alone")
     options = trials.settled(parser.parse_args(arguments))
+    names = options.only or list(CANDIDATES)
     if options.smoke:
         options.scale = 0.02
     bench = Candidates(options)
     for seed in range(options.seeds):
-        for variant in in_turn([SHIPPED, *CANDIDATES], seed):
+        for variant in in_turn([SHIPPED, *names], seed):
             bench.trial(variant, seed)
-    worst = {name: bench.worst_kind(name) for name in CANDIDATES}
-    figures = [bench.gain(name, worst[name], "kl", " (its worst kind)") for name in CANDIDATES]
-    figures += [bench.gain(n, k, "kl") for n in CANDIDATES for k in KINDS if k != worst[n]]
-    figures += [bench.gain(n, k, "bits") for n in CANDIDATES for k in KINDS]
+    worst = {name: bench.worst_kind(name) for name in names}
+    figures = [bench.gain(name, worst[name], "kl", " (its worst kind)") for name in names]
+    figures += [bench.gain(n, k, "kl") for n in names for k in KINDS if k != worst[n]]
+    figures += [bench.gain(n, k, "bits") for n in names for k in KINDS]
     figures += [bench.shipped(kind, measure) for kind in KINDS for measure in ("kl", "bits")]
-    figures += [bench.costs(name, what) for name in CANDIDATES for what in ("bytes", "seconds")]
+    figures += [bench.costs(name, what) for name in names for what in ("bytes", "seconds")]
     for figure in figures:
         print(f"{figure.claim}: {figure.figure:+.4f} {figure.interval} {figure.unit}")
-    winners = [f for f in figures[: len(CANDIDATES)] if f.interval and f.interval[0] > 0]
+    winners = [f for f in figures[: len(names)] if f.interval and f.interval[0] > 0]
     tokens = bench.steps * options.rows * options.length
     return Result(
         claim=CLAIM, topic="Ternary weights", bar=BAR, figure=float(len(winners)),
-        unit=f"of {len(CANDIDATES)} candidates win and are off", met=not winners,
+        unit=f"of {len(names)} candidates win and are off", met=not winners,
         n=f"{options.seeds} paired seeds of {tokens:,} tokens", figures=figures,
         note="Gains are the shipped recipe's figure less the candidate's: above 0 the candidate is "
-        "better.",
+        f"better. The candidates of this record: {', '.join(names)}.",
         **here("ternary_candidates", arguments),
     )  # fmt: skip
 

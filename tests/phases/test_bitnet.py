@@ -553,9 +553,10 @@ def test_phase_counts_coarser_scales_and_rounded_embeddings_in_its_size(
         ("linear.dead_zone_bias=0.05",),
         ("linear.dead_zone_bias=0.05", "train.scale_lr=0.1", "train.blend_share=1"),
         ("linear.dead_zone_bias=0.05", "train.steps=0"),
+        ("linear.rotate_inputs=true",),
     ],
 )
-def test_phase_writes_what_it_trained_with_either_candidate_also_when_stopped_on_the_way(
+def test_phase_writes_what_it_trained_with_each_candidate_also_when_stopped_on_the_way(
     candidate: tuple[str, ...], tiny_checkpoint: Checkpoint, data_config: DataConfig, tmp_path: Path
 ) -> None:
     config = config_for(tiny_checkpoint.path, tmp_path / "out", data_config, *candidate)

@@ -76,3 +76,26 @@ def test_log_probabilities_are_those_of_the_scored_tokens_given_the_ones_before(
     only_last = ternary_candidates.log_probabilities(model, [0, 1, 1], [False, False, True])
     assert only_last.shape == (1, 2)
     assert float(only_last[0, 0]) == pytest.approx(-math.log(2))
+
+
+def test_some_candidates_alone_have_a_reference_of_their_own_and_a_record_that_names_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trained: list[tuple[str, int]] = []
+
+    def trial(_: Candidates, variant: str, seed: int) -> dict[str, Any]:
+        trained.append((variant, seed))
+        worth = {"rotated inputs": 0.5, "KL alone": 1.5}.get(variant, 1.0) + 0.01 * seed
+        by_kind = dict.fromkeys(KINDS, worth)
+        return {"kl": by_kind, "bits": by_kind, "seconds": worth, "bytes": 2}
+
+    monkeypatch.setattr(trials, "Trials", lambda _: SimpleNamespace())
+    monkeypatch.setattr(Candidates, "trial", trial)
+    result = ternary_candidates.run(["--seeds", "2", "--only", "KL alone", "rotated inputs"])
+    assert {name for name, _ in trained} == {SHIPPED, "KL alone", "rotated inputs"}
+    assert result.figure == 1.0
+    assert result.unit == "of 2 candidates win and are off"
+    assert "KL alone, rotated inputs" in result.note
+    assert [figure.figure for figure in result.figures[:2]] == pytest.approx([-0.5, 0.5])
+    with pytest.raises(SystemExit):
+        ternary_candidates.run(["--only", "no such candidate"])

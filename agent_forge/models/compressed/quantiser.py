@@ -30,6 +30,7 @@ from agent_forge.models.compressed.layers import Coded, CompressedEmbedding, Com
 from agent_forge.models.compressed.tensors import coded_modules, coded_tensors, tied_modules
 from agent_forge.models.conv1d import is_transposed
 from agent_forge.models.scaled_embedding import scale_of
+from agent_forge.models.ternary import refuse_prepared
 
 METHOD = "forge_compressed"
 
@@ -213,11 +214,7 @@ def _coded_like(
         layer.bias, layer.in_place_of_conv1d = old.bias, True
         return layer
     assert isinstance(old, nn.Linear)
-    if getattr(old, "norm_weight", None) is not None:
-        raise PhaseError(
-            "a compressed layer cannot normalise its input; make the model ternary "
-            "with linear.sub_norm=[]"
-        )
+    refuse_prepared(old, "a compressed model")
     layer = CompressedLinear(
         old.in_features,
         old.out_features,

@@ -6,6 +6,7 @@ files.
     install.py     put layers into a model, and list them
     codes.py       codes, scales and latents
     three_of_four.py  codes of which exactly one in every four is zero
+    rotation.py    the fixed rotation of inputs
     embedding.py   embeddings and heads on a grid of integers
     packing.py     codes in bytes, and the packed file
     checkpoint.py  a packed file as a Hugging Face directory
@@ -31,7 +32,7 @@ from agent_forge.models.ternary.install import (
     set_blend,
     ternary_layers,
 )
-from agent_forge.models.ternary.layer import TernaryLinear, refuse_added_bias, refuse_norm
+from agent_forge.models.ternary.layer import TernaryLinear, refuse_added_bias, refuse_prepared
 from agent_forge.models.ternary.packing import codes_as_packed
 from agent_forge.models.ternary.quantiser import (
     TernaryConfig,
@@ -58,7 +59,7 @@ __all__ = [
     "project_latents",
     "quantise_activations",
     "refuse_added_bias",
-    "refuse_norm",
+    "refuse_prepared",
     "register",
     "round_embeddings",
     "rounded_embeddings",

@@ -2,7 +2,8 @@
 
 Its forward uses codes times one scale per group of inputs, and int8 activations; gradients pass
 straight through to the latents. Source: BitNet b1.58, arXiv:2402.17764; gradual lambda: Hugging
-Face's 1.58-bit fine-tuning; bias of the dead zone: Tequila, arXiv:2509.23809.
+Face's 1.58-bit fine-tuning; bias of the dead zone: Tequila, arXiv:2509.23809; rotated inputs:
+rotation.py.
 """
 
 from typing import Any
@@ -23,6 +24,7 @@ from agent_forge.models.ternary.codes import (
     ternary_weight,
 )
 from agent_forge.models.ternary.packing import codes_as_packed, packed_length
+from agent_forge.models.ternary.rotation import rotated
 from agent_forge.models.ternary.three_of_four import latents_for_three_of_four
 
 NORM_EPS = 1e-6
@@ -69,6 +71,8 @@ class TernaryLinear(nn.Linear):
     dead_zone_bias: what multiplies the sum of a row's latents that round to zero, to be added to
     its output (Tequila, where those latents then have the gradient x + dead_zone_bias); 0 is off.
     Like blend it is not stored: `settle_bias` turns what it adds into a bias of the layer.
+    rotates_input: whether the layer rotates its input (rotation.py); `weight` is then that of the
+    rotated input, which `rotate_weight` makes of a plain one.
     added_bias: whether `settle_bias` gave the layer a bias that the plain model has no place for.
 
     Without gradients the ternary weight is cached until the latents change (in place, by optimiser,
@@ -99,6 +103,7 @@ class TernaryLinear(nn.Linear):
         self.packing = settings.packing
         self.three_of_four = settings.three_of_four
         self.dead_zone_bias = settings.dead_zone_bias
+        self.rotates_input = settings.rotate_inputs
         self.blend = 1.0
         self._kept: tuple[tuple[Any, ...], Tensor] | None = None
 
@@ -121,9 +126,14 @@ class TernaryLinear(nn.Linear):
         """Normalise the input from now on, with gains that start at 1."""
         self.norm_weight = nn.Parameter(torch.ones_like(self.weight[0]))
 
+    @torch.no_grad()
+    def rotate_weight(self) -> None:
+        """Make a plain weight, in place, that of the rotated input."""
+        self.weight.copy_(rotated(self.weight))
+
     def forward(self, input: Tensor) -> Tensor:
         """Return input (..., in) times the ternary weight, (..., out)."""
-        input = self.normed(input)
+        input = self.prepared(input)
         if self.blend == 0:
             return functional.linear(input, self.weight, self.bias)
         if not torch.is_grad_enabled():
@@ -210,13 +220,12 @@ class TernaryLinear(nn.Linear):
             return (1, 1)
         return (self.out_features, -(-self.in_features // self.group_size))
 
-    def normed(self, x: Tensor) -> Tensor:
-        """Return x (..., in), normalised if this layer has a norm."""
-        if self.norm_weight is None:
-            return x
-        return functional.rms_norm(
-            x.float(), x.shape[-1:], self.norm_weight.float(), eps=NORM_EPS
-        ).to(x.dtype)
+    def prepared(self, x: Tensor) -> Tensor:
+        """Return x (..., in) as the weight takes it: normalised and rotated, where the layer is."""
+        if self.norm_weight is not None:
+            gains = self.norm_weight.float()
+            x = functional.rms_norm(x.float(), x.shape[-1:], gains, eps=NORM_EPS).to(x.dtype)
+        return rotated(x) if self.rotates_input else x
 
     def _rounded_input(self, x: Tensor) -> Tensor:
         if not self.activation_bits:
@@ -302,10 +311,15 @@ def refuse_added_bias(model: nn.Module, what: str) -> None:
             )
 
 
-def refuse_norm(layer: nn.Module, what: str) -> None:
-    """Raise PhaseError when a layer normalises its input, which `what` cannot hold."""
+def refuse_prepared(layer: nn.Module, what: str) -> None:
+    """Raise PhaseError when a layer normalises or rotates its input, which `what` cannot do."""
     if getattr(layer, "norm_weight", None) is not None:
         raise PhaseError(
             f"{what} cannot hold layers that normalise their input; make the model "
             "ternary with linear.sub_norm=[]"
+        )
+    if getattr(layer, "rotates_input", False):
+        raise PhaseError(
+            f"{what} cannot hold layers that rotate their input; make the model "
+            "ternary with linear.rotate_inputs=false"
         )

@@ -36,6 +36,7 @@ from agent_forge.models.ternary.install import (
     ternary_layers,
 )
 from agent_forge.models.ternary.layer import TernaryLinear
+from agent_forge.models.ternary.rotation import block_size
 
 METHOD = "forge_ternary"
 DEFAULTS: Mapping[str, Any] = {
@@ -72,12 +73,26 @@ def ternarise(model: PreTrainedModel, settings: TernarySettings) -> list[str]:
             f"layers have {sizes or 'no'} "
             "inputs. Lower the group size or shorten skip"
         )
+    if settings.rotate_inputs:
+        _rotate_weights(ternary_layers(model))
     quantizer = TernaryHfQuantizer(TernaryConfig(**asdict(settings)))
     own_config(model).quantization_config = quantizer.quantization_config
     # from_pretrained sets these on a quantised model; save_pretrained and the Trainer read them.
     noted: Any = model
     noted.hf_quantizer, noted.is_quantized, noted.quantization_method = quantizer, True, METHOD
     return names
+
+
+def _rotate_weights(layers: Mapping[str, TernaryLinear]) -> None:
+    """Make weights those of rotated inputs; layers with a common weight rotate it once."""
+    for name, layer in layers.items():
+        if block_size(layer.in_features) == 1:
+            raise PhaseError(
+                f"{name} has {layer.in_features} inputs, an odd number, which no block of the "
+                "rotation divides; set linear.rotate_inputs=false or add it to linear.skip"
+            )
+    for layer in {id(layer.weight): layer for layer in layers.values()}.values():
+        layer.rotate_weight()
 
 
 def round_embeddings(model: PreTrainedModel, grid: CodeGrid) -> None:
@@ -98,9 +113,10 @@ def round_embeddings(model: PreTrainedModel, grid: CodeGrid) -> None:
 def _noted(settings: TernarySettings) -> dict[str, Any]:
     """Return what config.json says of settings."""
     noted = asdict(settings)
-    if not settings.dead_zone_bias:
-        # Without it, files have the bytes that they had before there was such a bias.
-        del noted["dead_zone_bias"]
+    for later in ("dead_zone_bias", "rotate_inputs"):
+        # Where it is off, files have the bytes that they had before there was such a setting.
+        if not noted[later]:
+            del noted[later]
     return noted
 
 

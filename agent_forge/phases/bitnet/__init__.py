@@ -8,10 +8,10 @@ next tokens. Options: scales train as parameters of their own; lambda grows from
 over the first steps; attention relations are matched (BitDistill, arXiv:2510.13998; MiniLM
 relations, arXiv:2012.15828); hidden states are matched; the parent writes the training text itself
 (mix: {own: 1}); weights that round to zero add a bias (Tequila, arXiv:2509.23809); exactly one
-weight in every four is zero (Sherry, arXiv:2601.07892). Source of the layer: BitNet b1.58,
-arXiv:2402.17764. Reads sources[0], any float causal LM with nn.Linear layers. Writes the same
-architecture with `quantization_config` forge_ternary: trainable latents in the file, the packed
-file's size as its deployable bytes.
+weight in every four is zero (Sherry, arXiv:2601.07892); inputs are rotated by a Hadamard transform
+(QuaRot, arXiv:2404.00456). Source of the layer: BitNet b1.58, arXiv:2402.17764. Reads sources[0],
+any float causal LM with nn.Linear layers. Writes the same architecture with `quantization_config`
+forge_ternary: trainable latents in the file, the packed file's size as its deployable bytes.
 """
 
 from dataclasses import dataclass
