@@ -12,13 +12,14 @@ from agent_forge.core.errors import ConfigError, did_you_mean
 ROW, TENSOR = 0, -1  # group sizes that stand for one scale per row and one per tensor
 THREE_OF_FOUR = "three_of_four"
 PACKINGS = ("five_trits", "two_bit", THREE_OF_FOUR)
-EMBEDDING_BITS = (0, 4, 8)
+TERNARY_BITS = 2  # Embeddings of so many bits have the codes -1, 0 and 1.
+EMBEDDING_BITS = (0, TERNARY_BITS, 4, 8)
 
 
 @dataclass(frozen=True, slots=True)
 class CodeGrid:
-    """Where rounded weights may lie. bits: of integers, 0 is float; columns: that share a step, 0
-    is the row.
+    """Where rounded weights may lie. bits: of integers, 2 is ternary, 0 is float; columns: that
+    share a step, 0 is the row.
     """
 
     bits: int = 0
@@ -27,7 +28,7 @@ class CodeGrid:
     def __post_init__(self) -> None:
         if self.bits not in EMBEDDING_BITS:
             raise ConfigError(
-                f"embedding_bits must be 0 (float), 4 or 8, got {self.bits}; try embedding_bits=8"
+                f"embedding_bits must be 0 (float), 2 (ternary), 4 or 8, got {self.bits}; try embedding_bits=8"
             )
         if self.columns < 0:
             raise ConfigError(

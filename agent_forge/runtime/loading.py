@@ -110,6 +110,10 @@ class _Reader:
         entry = (self.quantization.get("tensors") or {}).get(module)
         if entry is not None:
             packed = self._from_payload(module, int(entry[2]))
+        elif module.endswith(("embed_tokens", "lm_head")) and self.quantization.get(
+            "embedding_bits"
+        ):
+            packed = self._from_rounded(module)
         elif self.method == "forge_ternary" and not _is_skipped(
             module, self.quantization.get("skip", ["lm_head"])
         ):
@@ -145,6 +149,23 @@ class _Reader:
             (codes + 1).to(torch.uint8).numpy(), scales.view(torch.int16).numpy().view(np.uint16),
             "bfloat16", group=group, zero=1,
             activation_bits=int(self.quantization.get("activation_bits", 8)),
+        )  # fmt: skip
+
+    def _from_rounded(self, module: str) -> PackedMatrix:
+        """Return an embedding or head as its layer rounds it: 8, 4 or 2 bits."""
+        import torch
+
+        from agent_forge.models.ternary import grid
+
+        latents = torch.from_numpy(self.tensors.floats(f"{module}.weight"))
+        bits = int(self.quantization["embedding_bits"])
+        group = int(self.quantization.get("embedding_group", 0))
+        codes, steps = grid(latents, bits, group)
+        zero = 2 ** (bits - 1)
+        return packing.from_codes(
+            (codes.to(torch.int16) + zero).to(torch.uint8).numpy(),
+            steps.view(torch.int16).numpy().view(np.uint16),
+            "bfloat16", group=group or latents.shape[1], zero=zero,
         )  # fmt: skip
 
     def _from_floats(self, module: str) -> PackedMatrix:

@@ -9,6 +9,9 @@ as many tokens, in an order that turns from seed to seed. Compared are the KL fr
 the bits per byte on held-out text and held-out tool calls; a candidate is judged on the kind where
 it does worst. Every finished trial is a line of WORK/trials.jsonl: a killed bench goes on.
 
+An embedding of fewer bits can only lose against the shipped float one; it is there for its bytes,
+which are told too. So the ternary one has one of 4 bits beside it.
+
 --only compares some candidates with a shipped recipe that is trained beside them. Such a record
 names its candidates, and is kept beside the others in results/ under a name of its own, as
 ternary_candidates_NAME.json: it says nothing of candidates that other records measured.
@@ -50,6 +53,8 @@ CANDIDATES: Mapping[str, tuple[str, ...]] = {
     "cross-entropy at .1": ("distill.ce_weight=0.1",),
     "KL alone": ("distill.ce_weight=0",),
     "rotated inputs": ("linear.rotate_inputs=true",),
+    "ternary embedding and head": ("linear.embedding_bits=2",),
+    "4-bit embedding and head": ("linear.embedding_bits=4",),
 }
 LONGER = "longer windows"
 

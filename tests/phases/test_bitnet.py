@@ -521,7 +521,7 @@ def test_phase_runs_without_any_data_on_what_the_parent_writes(
     )  # a few steps move few codes over a border
 
 
-@pytest.mark.parametrize(("group_size", "bits"), [(0, 8), (-1, 4)])
+@pytest.mark.parametrize(("group_size", "bits"), [(0, 8), (-1, 4), (0, 2)])
 def test_phase_counts_coarser_scales_and_rounded_embeddings_in_its_size(
     group_size: int,
     bits: int,

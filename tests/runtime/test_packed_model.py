@@ -249,6 +249,27 @@ def test_ternary_latents_give_the_logits_of_their_layers(tmp_path: Path) -> None
     assert relative(packed.logits(IDS), reference(tmp_path)) <= 1e-3
 
 
+@pytest.mark.parametrize("family", ["llama", "tied"])
+@pytest.mark.parametrize(("bits", "group"), [(8, 0), (4, 24), (2, 0), (2, 24)])
+@pytest.mark.usefixtures("each_build")
+def test_rounded_embeddings_and_heads_of_ternary_latents_are_run_as_they_were_trained(
+    bits: int, group: int, family: str, tmp_path: Path
+) -> None:
+    model, settings = made(family), TernarySettings(
+        group_size=16, activation_bits=0, packing="two_bit", skip=["lm_head"],
+        embedding_bits=bits, embedding_group=group,
+    )  # fmt: skip
+    ternarise(model, settings)
+    models.save(model, None, tmp_path)
+    packed = runtime.load(tmp_path, threads=1)
+    assert packed.matrices["embedding"].layout.bits == bits
+    assert (packed.matrices["head"] is packed.matrices["embedding"]) == (family == "tied")
+    expected = reference(tmp_path)
+    assert relative(packed.logits(IDS), expected) <= 1e-3
+    loading.save(packed, tmp_path / "model.forge")
+    assert relative(runtime.load(tmp_path / "model.forge", threads=1).logits(IDS), expected) <= 1e-3
+
+
 @pytest.mark.usefixtures("each_build")
 def test_tokens_one_by_one_give_the_logits_of_all_at_once(compressed_llama: Path) -> None:
     packed = runtime.load(compressed_llama, threads=1)

@@ -25,7 +25,7 @@ from agent_forge.models.ternary.codes import (
     ternary_codes,
     ternary_weight,
 )
-from agent_forge.models.ternary.embedding import RoundedEmbedding, RoundedHead
+from agent_forge.models.ternary.embedding import RoundedEmbedding, RoundedHead, grid
 from agent_forge.models.ternary.install import (
     is_skipped,
     rounded_embeddings,
@@ -53,6 +53,7 @@ __all__ = [
     "TernaryLinear",
     "TernarySettings",
     "codes_as_packed",
+    "grid",
     "is_skipped",
     "latents_for",
     "multiply_out",

@@ -1,9 +1,10 @@
-"""Embeddings and heads of ternary models, rounded to int8 or int4 while their latents train on.
+"""Embeddings and heads of ternary models, rounded to int8, int4 or -1, 0, +1 while latents train.
 
 `RoundedEmbedding` and `RoundedHead` keep a latent float `weight`, which they may share. They
 compute with integers times one bfloat16 step per group of columns in a row (absmax / 127 or
-absmax / 7); gradients pass straight through. Rounding a second time changes nothing, so weights on
-the grid stay there bit for bit. Reads and writes no file.
+absmax / 7; mean|W| at 2 bits, as in the ternary layers); gradients pass straight through. At 8 and
+4 bits, rounding a second time changes nothing, so weights on the grid stay there bit for bit.
+Reads and writes no file.
 """
 
 from typing import Any, Self
@@ -12,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from agent_forge.config.ternary import CodeGrid
+from agent_forge.config.ternary import TERNARY_BITS, CodeGrid
 from agent_forge.core.errors import CheckpointError
 from agent_forge.models.scaled_embedding import scaled
-from agent_forge.models.ternary.codes import straight_through
+from agent_forge.models.ternary.codes import latents_for, straight_through
 
 
 def grid(weight: Tensor, bits: int, columns: int) -> tuple[Tensor, Tensor]:
@@ -26,7 +27,12 @@ def grid(weight: Tensor, bits: int, columns: int) -> tuple[Tensor, Tensor]:
     """
     top = 2 ** (bits - 1) - 1
     blocks = _blocks(weight, columns).float()
-    steps = (blocks.abs().amax(-1) / top).to(torch.bfloat16)
+    if bits == TERNARY_BITS:
+        # What fills up the last group is zero and does not count.
+        counts = _blocks(blocks.new_ones(weight.shape[-1]), columns).sum(-1)
+        steps = (blocks.abs().sum(-1) / counts).to(torch.bfloat16)
+    else:
+        steps = (blocks.abs().amax(-1) / top).to(torch.bfloat16)
     codes = (blocks / steps.float().clamp_min(1e-30)[..., None]).round().clamp(-top, top)
     return codes.to(torch.int8).flatten(-2)[..., : weight.shape[-1]], steps
 
@@ -48,13 +54,13 @@ def _blocks(weight: Tensor, columns: int) -> Tensor:
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
-    """Return codes (rows, width) int8 as uint8 (rows, bytes), with two codes per byte at 4 bits."""
+    """Return codes (rows, width) int8 as uint8 (rows, bytes): one, two or four codes per byte."""
     if bits == 8:
         return codes.view(torch.uint8)
-    digits = (
-        (functional.pad(codes, (0, codes.shape[1] % 2)) + 8).to(torch.uint8).unflatten(1, (-1, 2))
-    )
-    return digits[..., 0] | digits[..., 1] << 4
+    shifts = _shifts(bits, codes.device)
+    whole = functional.pad(codes, (0, -codes.shape[1] % len(shifts))) + 2 ** (bits - 1)
+    digits = whole.to(torch.uint8).unflatten(1, (-1, len(shifts)))
+    return (digits << shifts).sum(-1, dtype=torch.uint8)
 
 
 def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
@@ -69,7 +75,13 @@ def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
         )
     if bits == 8:
         return packed.view(torch.int8)
-    return (torch.stack([packed & 15, packed >> 4], -1).flatten(1)[:, :width].to(torch.int8)) - 8
+    digits = packed[..., None] >> _shifts(bits, packed.device) & 2**bits - 1
+    return digits.flatten(1)[:, :width].to(torch.int8) - 2 ** (bits - 1)
+
+
+def _shifts(bits: int, device: torch.device) -> Tensor:
+    """Return where the codes of a byte begin, the first one lowest: (8 // bits,) uint8."""
+    return torch.arange(0, 8, bits, dtype=torch.uint8, device=device)
 
 
 def packed_columns(width: int, bits: int) -> int:
@@ -133,7 +145,9 @@ class _Rounded(nn.Module):
     def take_packed(self, packed: Tensor, steps: Tensor) -> None:
         """Set latents that round to exactly these codes and steps."""
         codes = unpack(packed, self.grid.bits, self.weight.shape[1])
-        self.weight = nn.Parameter(values(codes, steps, self.grid.columns))
+        # Values of codes would have a smaller mean size than the step of ternary ones.
+        make = latents_for if self.grid.bits == TERNARY_BITS else values
+        self.weight = nn.Parameter(make(codes, steps, self.grid.columns))
 
     def packed_bytes(self) -> int:
         """Return the size of codes and steps in the packed file; 0 if another layer stores them."""

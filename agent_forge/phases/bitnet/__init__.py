@@ -9,9 +9,10 @@ over the first steps; attention relations are matched (BitDistill, arXiv:2510.13
 relations, arXiv:2012.15828); hidden states are matched; the parent writes the training text itself
 (mix: {own: 1}); weights that round to zero add a bias (Tequila, arXiv:2509.23809); exactly one
 weight in every four is zero (Sherry, arXiv:2601.07892); inputs are rotated by a Hadamard transform
-(QuaRot, arXiv:2404.00456). Source of the layer: BitNet b1.58, arXiv:2402.17764. Reads sources[0],
-any float causal LM with nn.Linear layers. Writes the same architecture with `quantization_config`
-forge_ternary: trainable latents in the file, the packed file's size as its deployable bytes.
+(QuaRot, arXiv:2404.00456); embedding and head are rounded too, to 8 or 4 bits or ternary. Source of
+the layer: BitNet b1.58, arXiv:2402.17764. Reads sources[0], any float causal LM with nn.Linear
+layers. Writes the same architecture with `quantization_config` forge_ternary: trainable latents in
+the file, the packed file's size as its deployable bytes.
 """
 
 from dataclasses import dataclass

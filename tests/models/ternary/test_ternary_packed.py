@@ -121,7 +121,27 @@ def test_rounded_rows_are_within_half_a_step_and_rounding_them_again_changes_not
     assert torch.equal(values(codes, steps, columns), once)
 
 
-@pytest.mark.parametrize(("bits", "width"), [(8, 5), (4, 6), (4, 7), (4, 1)])
+@pytest.mark.parametrize("columns", [0, 5])
+def test_two_bits_round_rows_as_ternary_layers_round_their_weights(columns: int) -> None:
+    weight = torch.randn(9, 14, generator=torch.Generator().manual_seed(2))
+    weight[2] = 0
+    expected = ternary_weight(weight, columns)
+    assert torch.equal(rounded(weight, 2, columns), expected)
+    codes, steps = grid(weight, 2, columns)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip((codes, steps), ternary_codes(weight, columns), strict=True)
+    )
+    # The rows of a batch, of one token and of none.
+    batch = weight[torch.tensor([[0, 2, 8]])]
+    assert torch.equal(rounded(batch, 2, columns), expected[torch.tensor([[0, 2, 8]])])
+    assert torch.equal(rounded(weight[3], 2, columns), expected[3])
+    assert rounded(weight[:0], 2, columns).shape == (0, 14)
+
+
+@pytest.mark.parametrize(
+    ("bits", "width"), [(8, 5), (4, 6), (4, 7), (4, 1), (2, 8), (2, 7), (2, 6), (2, 1)]
+)
 def test_packed_rows_unpack_to_the_same_codes(bits: int, width: int) -> None:
     top = 2 ** (bits - 1) - 1
     codes = torch.randint(
@@ -131,18 +151,21 @@ def test_packed_rows_unpack_to_the_same_codes(bits: int, width: int) -> None:
     assert packed.shape == (11, -(-width * bits // 8))
     assert torch.equal(unpack(packed, bits, width), codes)
     with pytest.raises(CheckpointError, match="do not hold"):
-        unpack(packed, bits, width + 2)
+        unpack(packed, bits, width + 4)
 
 
-def test_rounded_embedding_and_head_pass_gradients_straight_to_the_weight_they_share() -> None:
+@pytest.mark.parametrize("bits", [4, 2])
+def test_rounded_embedding_and_head_pass_gradients_straight_to_the_weight_they_share(
+    bits: int,
+) -> None:
     model = make_llama(tie_word_embeddings=True)
-    ternarise(model, make_settings(embedding_bits=4))
+    ternarise(model, make_settings(embedding_bits=bits))
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     assert isinstance(embedding, RoundedEmbedding)
     assert isinstance(head, RoundedHead)
     assert head.weight is embedding.weight
     x, upstream = torch.randn(3, 24), torch.randn(3, 64)
-    assert torch.equal(head(x), x @ rounded(head.weight.detach(), 4, 0).T)
+    assert torch.equal(head(x), x @ rounded(head.weight.detach(), bits, 0).T)
     head(x).backward(upstream)
     embedding(torch.tensor([5, 5])).sum().backward()
     expected = upstream.T @ x
@@ -161,7 +184,7 @@ def test_rounded_head_follows_latents_that_change_in_place() -> None:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize(("group_size", "bits"), [(16, 0), (16, 8), (ROW, 4), (TENSOR, 8)])
+@pytest.mark.parametrize(("group_size", "bits"), [(16, 0), (16, 8), (ROW, 4), (TENSOR, 8), (16, 2)])
 def test_packed_directory_opens_through_transformers_and_computes_the_same(
     group_size: int, bits: int, tied: bool, tmp_path: Path
 ) -> None:
@@ -192,7 +215,7 @@ def test_packed_directory_opens_through_transformers_and_computes_the_same(
 
 def test_deployable_bytes_count_embedding_and_head_as_they_are_packed(tmp_path: Path) -> None:
     sizes = {}
-    for bits in (0, 4, 8):
+    for bits in (0, 2, 4, 8):
         model = make_llama(vocab_size=512, tie_word_embeddings=True)
         ternarise(model, make_settings(embedding_bits=bits))
         sizes[bits] = deployable_bytes(model)
@@ -201,6 +224,7 @@ def test_deployable_bytes_count_embedding_and_head_as_they_are_packed(tmp_path: 
     # The header loses or gains an entry.
     assert sizes[0] - sizes[8] == pytest.approx(512 * (4 * 24 - 24 - 2), abs=200)
     assert sizes[8] - sizes[4] == pytest.approx(512 * 12, abs=200)
+    assert sizes[4] - sizes[2] == pytest.approx(512 * 6, abs=200)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -238,9 +262,12 @@ def test_embedding_on_one_grid_can_be_put_on_another(tmp_path: Path) -> None:
         assert torch.allclose(logits(load(tmp_path / name)), logits(model), atol=1e-5)
 
 
-def test_packed_file_of_rounded_embeddings_multiplies_out_to_the_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bits", [4, 2])
+def test_packed_file_of_rounded_embeddings_multiplies_out_to_the_model(
+    bits: int, tmp_path: Path
+) -> None:
     model = make_llama()
-    ternarise(model, make_settings(activation_bits=0, embedding_bits=4))
+    ternarise(model, make_settings(activation_bits=0, embedding_bits=bits))
     save_packed(model, None, tmp_path)
     dense = make_llama()
     dense.load_state_dict(read_packed(tmp_path / "model.safetensors"))
