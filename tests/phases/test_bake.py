@@ -925,6 +925,17 @@ def test_nothing_to_bake_is_an_error(
         forge(config, tiny_checkpoint, tmp_path / "none")
 
 
+@pytest.mark.parametrize("kind", ["rows", "schemas", "copying", "bfcl"])
+def test_calls_in_the_mix_can_be_all_that_a_bake_teaches(
+    settings: Callable[..., Config], kind: str
+) -> None:
+    none = [f"traces.{name}.count=0" for name in ("calculator", "memory", "code", "retrieve")]
+    rows = ["data.rows=[rows.jsonl]"] if kind == "rows" else []
+    assert lessons.enabled_kinds(settings(*none, f"+training.mix.{kind}=1", *rows)) == []
+    with pytest.raises(PhaseError, match="nothing to bake"):
+        lessons.enabled_kinds(settings(*none, f"+training.mix.{kind}=0", *rows))
+
+
 def test_a_phase_without_a_source_is_an_error(
     settings: Callable[..., Config], tmp_path: Path
 ) -> None:

@@ -19,20 +19,24 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 REPLAY_ROWS = 1500
+# Kinds of training.mix that can be all that a bake teaches; the others are replay.
+TAUGHT = ("rows", "schemas", "copying", "bfcl")
 Lessons = dict[str, dict[str, Tensor]]  # trait -> lesson of persona.teach
 
 
 def enabled_kinds(config: Config) -> list[str]:
     """Return the kinds of traces that are made.
 
-    Raises PhaseError when there is none and the user's own rows and pairs are not learned either.
+    Raises PhaseError when there is none and nothing else is taught either: no rows of the user's
+    own, no pairs, and no generated or packaged calls.
     """
     kinds = config.kinds()
-    own_rows = config.training.mix.get("rows", 0) > 0 or bool(config.preferences.rows)
-    if not kinds and not own_rows:
+    taught = any(config.training.mix.get(kind, 0) > 0 for kind in TAUGHT)
+    if not (kinds or taught or config.preferences.rows):
         raise PhaseError(
             "bake has nothing to bake: every traces.<kind>.count is 0, or builtin kinds are off and "
-            "tools=[]; try traces.calculator.count=2000, tools=[my_tools.py], or rows of your own"
+            "tools=[]; try traces.calculator.count=2000, tools=[my_tools.py], "
+            "training.mix={schemas: 1}, or rows of your own"
         )
     return kinds
 
