@@ -29,7 +29,7 @@ BAR = "20 points over its prompted self and not below plain training, 60 minutes
 LEAST_GAIN, LEAST_ABSTAINED, MOST_MINUTES = 0.2, 0.7, 60.0
 TASKS, NONE_FITS = ("schemas", "abstain"), "no tool fits"
 REFUSED = ".rejected"
-SAMPLES = 5000  # of the paired bootstrap
+SAMPLES = 5000  # draws of the paired bootstrap
 # Plain training: every weight, nothing but cross-entropy.
 PLAIN = ("training.lora_rank=0", "training.neutral_rows=0", "voice.prompts=0")
 
@@ -82,8 +82,8 @@ def _bake(args: argparse.Namespace, name: str, settings: Sequence[str]) -> tuple
             *args.settings, *settings, allowed=(0, GATE_REFUSED),
         )  # fmt: skip
         noted.write_text(f"{minutes}\n", encoding="utf-8")
-    kept = trained if trained.exists() else trained.with_name(trained.name + REFUSED)
-    return kept, float(noted.read_text(encoding="utf-8"))
+    refused = trained.with_name(trained.name + REFUSED)
+    return trained if trained.exists() else refused, float(noted.read_text(encoding="utf-8"))
 
 
 def _scores(path: Path, args: argparse.Namespace) -> dict[str, Scores]:

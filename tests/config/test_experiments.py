@@ -48,13 +48,18 @@ def test_an_experiment_that_says_nothing_of_a_phase_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("experiment", "suite"),
-    [("smollm2", "domains"), ("smollm2_gpu", "skills"), ("smollm2_tools", "domains")],
+    [
+        ("smollm2", "domains"),
+        ("smollm2_gpu", "skills"),
+        ("smollm2_tools", "domains"),
+        ("smollm2_schemas", "domains"),
+    ],
 )
 def test_real_models_are_gated_on_skills_at_every_step_and_over_the_chain(
     experiment: str, suite: str
 ) -> None:
     configs = compose_run([f"experiment={experiment}"]).phases
-    if experiment == "smollm2_tools":
+    if experiment in ("smollm2_tools", "smollm2_schemas"):
         configs = {"bake": configs["bake"]}
     for name, config in configs.items():
         assert config.gate.tasks[suite] >= 0.9, name
