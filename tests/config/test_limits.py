@@ -96,7 +96,7 @@ def test_every_number_of_a_phase_refuses_nan_negative_and_huge_values_by_name(na
         ),
         (
             "bitnet.linear.embedding_bits=7",
-            "bitnet.linear.embedding_bits must be one of 0, 4, 8, got 7",
+            "bitnet.linear.embedding_bits must be one of 0, 2, 4, 8, got 7",
         ),
         ("quietstar.data.cache=", "quietstar.data.cache must be text that is not empty, got ''"),
         ("run_dir=", "run_dir must not be empty"),
