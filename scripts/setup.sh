@@ -26,4 +26,4 @@ else
     "$python" -m venv --clear "$venv"
     "$venv/bin/python" -m pip install --quiet "$(grep '^torch==' constraints.txt)"
 fi
-"$venv/bin/python" -m pip install --quiet -c "$constraints" -e '.[agent,crypto,demo,dist,export,lora,serve,dev]'
+"$venv/bin/python" -m pip install --quiet -c "$constraints" -e '.[agent,crypto,demo,dist,export,lora,search,serve,dev]'

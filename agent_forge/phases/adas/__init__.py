@@ -33,6 +33,7 @@ from agent_forge.config.limits import (
 from agent_forge.core.errors import ConfigError
 
 SVF_BY = ("cross_entropy", "policy")
+PROPOSALS = ("own", "optuna")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,6 +84,7 @@ class SearchConfig:
     iterations: CountOrNone
     scale: PositiveShare
     candidates: Count
+    proposals: Annotated[str, OneOf(PROPOSALS)]
     race_items: list[Count]
     race_keep: list[Count]
     pool_items: Count

@@ -20,7 +20,15 @@ from agent_forge.phases.adas.objective import Drift, Objective, encode, make_obj
 from agent_forge.phases.adas.opened import Opened, beyond_doubt
 from agent_forge.phases.adas.pool import COMPOSITIONS, EDITS, RUNTIME, Subject
 from agent_forge.phases.adas.targets import find_matrices, within_budget
-from agent_forge.phases.adas.trust import State, TrustSearch, anywhere, around_incumbent
+from agent_forge.phases.adas.tpe import by_tpe
+from agent_forge.phases.adas.trust import (
+    Propose,
+    State,
+    TrustSearch,
+    anywhere,
+    around_incumbent,
+    begin_at,
+)
 
 LOOKED_AT = 4  # texts of each sort from which block influence and directions are measured
 
@@ -33,6 +41,7 @@ def run(phase: PhaseRun[Config]) -> Report:
     if not phase.sources:
         raise ConfigError("adas reads a checkpoint: give sources=[DIR]")
     runtime_search.check(config)
+    propose = _proposals(config)
     source = phase.sources[0]
     model = models.load(source, device=phase.device, dtype=phase.dtype)
     every = find_matrices(model)
@@ -44,7 +53,7 @@ def run(phase: PhaseRun[Config]) -> Report:
     bench = MergeBench(model, bank, every, _subject_maker(phase, model, every))
     texts = rows_of("text", "search", search.drift_items, phase.eval_context)
     drift = Drift(model, [encode(phase.tokenizer, text) for text in texts])
-    runs = _search_all(phase, bench, objective, drift)
+    runs = _search_all(phase, bench, objective, drift, propose)
     winner = runs["adas"][1].incumbent
     opened = out.remember("test", lambda: _open_test(phase, bench, runs))
     test = opened["searches"]
@@ -156,7 +165,11 @@ Runs = dict[str, tuple[TrustSearch, State, list[dict[str, Any]], ExpertBank]]
 
 
 def _search_all(
-    phase: PhaseRun[Config], bench: MergeBench, objective: Objective, drift: Drift
+    phase: PhaseRun[Config],
+    bench: MergeBench,
+    objective: Objective,
+    drift: Drift,
+    propose: Propose,
 ) -> Runs:
     """Run the search and its baselines: random search, and the same search with random vectors of
     equal norm.
@@ -174,14 +187,18 @@ def _search_all(
             search.run(state, anywhere(config.search))
         else:
             screened = search.screen(size)
-            state.ranking = [
-                row["technique"] for row in screened if row["technique"] in COMPOSITIONS
-            ]
-            state.edits = [row["technique"] for row in screened if row["technique"] in EDITS]
-            search.run(state, around_incumbent(config.search))
+            begin_at(state, screened, config.search.scale)
+            search.run(state, propose)
         runs[label] = (search, state, screened, bench.bank)
     bench.bank = real
     return runs
+
+
+def _proposals(config: Config) -> Propose:
+    """Return how the search finds its candidates, as `search.proposals` says."""
+    if config.search.proposals == "optuna":
+        return by_tpe(config.search, config.domains)
+    return around_incumbent(config.search)
 
 
 def _open_test(phase: PhaseRun[Config], bench: MergeBench, runs: Runs) -> dict[str, Any]:

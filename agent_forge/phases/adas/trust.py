@@ -11,7 +11,7 @@ budget are here too.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -29,6 +29,17 @@ from agent_forge.phases.adas.pool import COMPOSITIONS, EDITS, Composition, Edit
 Propose = Callable[["State", np.random.Generator], list[Candidate]]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """A candidate, the incumbent that it was proposed from, and its gain over it in nats per token
+    on the rows of a race's first round.
+    """
+
+    incumbent: Candidate
+    candidate: Candidate
+    gain: float
+
+
 @dataclass(slots=True, kw_only=True)
 class State:
     """Where a search stands. direction: the last accepted move of the strengths."""
@@ -37,6 +48,7 @@ class State:
     direction: tuple[float, ...] = ()
     ranking: list[str] = field(default_factory=list)  # compositions, best of the screening first
     edits: list[str] = field(default_factory=list)  # edits, in the same order
+    trials: list[Trial] = field(default_factory=list)  # what was tried so far, oldest first
 
 
 class TrustSearch:
@@ -63,6 +75,10 @@ class TrustSearch:
             )
             self.log.append(step)
             self.rows_scored += step["rows_scored"]
+            state.trials += [
+                Trial(incumbent=state.incumbent, candidate=Candidate.from_plain(arm), gain=gain)
+                for arm, gain in step.get("first_round", [])
+            ]
             if step["accepted"]:
                 winner = Candidate.from_plain(step["candidate"])
                 pairs = zip(winner.alpha, state.incumbent.alpha, strict=True)
@@ -84,10 +100,13 @@ class TrustSearch:
             "high": 0.0,
         }
         if arms:
-            winner, raced = self.race(state.incumbent, arms, number)
+            winner, raced, first = self.race(state.incumbent, arms, number)
             step |= {
                 "candidate": winner.to_plain(),
                 "raced_gain": raced,
+                "first_round": [
+                    [arm.to_plain(), gain] for arm, gain in zip(arms, first, strict=True)
+                ],
                 **self.judged(state.incumbent, winner, number),
             }
             if step["chance"] <= self.level and step["gain"] > 0:
@@ -105,22 +124,23 @@ class TrustSearch:
 
     def race(
         self, incumbent: Candidate, arms: Sequence[Candidate], number: int
-    ) -> tuple[Candidate, float]:
-        """Return the candidate that the last round puts first, and its gain there. No two rounds
-        share a row.
+    ) -> tuple[Candidate, float, list[float]]:
+        """Return the candidate that the last round puts first, its gain there, and the gain of
+        every candidate in the first round. No two rounds share a row.
         """
-        survivors, gains, order = list(arms), [0.0], [0]
+        survivors, gains, order, first = list(arms), [0.0], [0], list[float]()
         for place, picks in enumerate(
             self.objective.draw(self.settings.race_items, self.label, number)
         ):
             before = self._losses(incumbent, picks)
             gains = [self.objective.gain(before, self._losses(arm, picks)) for arm in survivors]
+            first = first or gains
             # Ties go to the earlier proposal, so that the order never depends on how sorting is
             # done.
             order = sorted(range(len(survivors)), key=lambda i: (-gains[i], i))
             if place < len(self.settings.race_keep):
                 survivors = [survivors[i] for i in order[: self.settings.race_keep[place]]]
-        return survivors[order[0]], gains[order[0]]
+        return survivors[order[0]], gains[order[0]], first
 
     def judged(self, incumbent: Candidate, winner: Candidate, number: int) -> dict[str, float]:
         """Return gain, bounds and chance of the race's winner on rows that only this iteration
@@ -168,6 +188,22 @@ class TrustSearch:
         table = self.out.remember(f"{self.label}-screen", compute)
         self.rows_scored += len(table) * self.settings.race_items[0] * len(self.objective.rows)
         return sorted(table, key=lambda row: -row["gain_nats"])
+
+
+def begin_at(state: State, screened: Sequence[Mapping[str, Any]], scale: float) -> None:
+    """Give a search that has not begun what the screening found: the order of techniques and
+    edits, and the gain of each as a trial.
+    """
+    still, alpha = state.incumbent, (scale,) * len(state.incumbent.alpha)
+    for row in screened:
+        name = row["technique"]
+        if name in COMPOSITIONS:
+            state.ranking.append(name)
+            candidate = Candidate(technique=name, alpha=alpha)
+        else:
+            state.edits.append(name)
+            candidate = Candidate(technique=still.technique, alpha=still.alpha, edits=(name,))
+        state.trials.append(Trial(incumbent=still, candidate=candidate, gain=row["gain_nats"]))
 
 
 def drawn_from_pool(settings: SearchConfig, seed: int) -> list[str]:
