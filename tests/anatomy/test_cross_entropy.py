@@ -105,3 +105,25 @@ def test_weighted_cross_entropy_follows_autocast_within_its_precision() -> None:
         strict=True,
     ):
         assert float((gradient - reference).norm()) < 0.02 * float(reference.norm())
+
+
+def test_an_accelerator_is_asked_how_many_rows_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int, str]] = []
+    chosen: list[int] = []
+
+    def fit(rows: int, vocabulary: int, device: torch.device) -> int:
+        asked.append((rows, vocabulary, device.type))
+        return 4
+
+    def apply(*arguments: object) -> tuple[None, None]:
+        chosen.append(arguments[-1])
+        return None, None
+
+    monkeypatch.setattr(cross_entropy.chunks, "rows_at_once", fit)
+    monkeypatch.setattr(cross_entropy._WeightedCrossEntropy, "apply", apply)
+    hidden, head = torch.empty(7, 3, device="meta"), torch.empty(11, 3, device="meta")
+    targets, weights = torch.empty(7, device="meta"), torch.empty(7, device="meta")
+    cross_entropy.weighted_cross_entropy(hidden, head, targets, weights)
+    assert (asked, chosen) == ([(7, 11, "meta")], [4])
+    cross_entropy.weighted_cross_entropy(hidden, head, targets, weights, chunk_rows=5)
+    assert (len(asked), chosen) == (1, [4, 5])

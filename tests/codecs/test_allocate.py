@@ -156,3 +156,10 @@ def test_a_budget_below_everything_names_the_smallest_size() -> None:
     with pytest.raises(ConfigError, match=f"takes {smallest:,}"):
         allocate.within_budget(tensors, smallest - 1)
     assert allocate.total_bytes(tensors, allocate.within_budget(tensors, smallest)) == smallest
+
+
+def test_spare_seeds_are_not_spent_on_what_gains_nothing() -> None:
+    """The first fits in no share, so that seeds are left over; the second gains nothing by them."""
+    huge = [Option("raw", 100, 400.0), Option("seeds", 100, 0.0, 1000)]
+    even = [Option("raw", 100, 7.0), Option("seeds", 100, 7.0, 50)]
+    assert allocate.at_price([huge, even], 0.0, max_seed_blocks=100) == [0, 0]

@@ -17,6 +17,7 @@ from agent_forge.codecs import (
     hyper,
     intk,
     payload,
+    raw,
     seedlm,
     ternary,
     vptq,
@@ -736,3 +737,13 @@ def test_the_kernels_multiply_by_what_the_codec_decodes(case: str) -> None:
     product = matrix.from_payload(coded).multiply(x.numpy(), 1)
     expected = (x.double() @ codecs.decode(coded).double().T).numpy()
     assert np.abs(product - expected).max() <= 1e-3 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored"),
+    [("float32", np.uint32), ("float16", np.uint16), ("bfloat16", np.uint16)],
+)
+def test_raw_stores_one_number_of_the_types_width_per_weight(dtype: str, stored: type) -> None:
+    weight = torch.randn(3, 5)
+    parts, meta = raw.encode(weight, raw.Settings(dtype=dtype), None)
+    assert (parts["w"].dtype, parts["w"].shape, meta) == (stored, (3, 5), {"t": dtype})

@@ -4,6 +4,7 @@ answers.
 
 import json
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -240,3 +241,39 @@ def test_calls_that_fail_leave_the_share_without_a_tool_as_it_is() -> None:
     traces = own_traces.make([tool], sort, [], 400, "train", 0)
     plain = np.mean([not trace["calls"] for trace in traces])
     assert 0.14 < plain < 0.30  # four standard deviations
+
+
+def test_numbers_of_every_day_have_at_most_two_decimals(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_traces, "EVERYDAY_SHARE", 1.0)
+    generator = np.random.default_rng(0)
+    drawn = [own_traces._drawn(generator, "number", {"type": "number"}) for _ in range(500)]
+    assert {len(one.text.partition(".")[2]) for one in drawn} == {0, 1, 2}
+    assert all(0 < one.value < 1000 for one in drawn)
+
+
+def test_some_questions_have_a_whole_form_and_some_have_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    schema = declaration("gallon_to_liter", "Converts gallons to liters.", gallon="number")
+    tool = Tool(schema["name"], schema["description"], schema["parameters"])
+    sort = SimpleNamespace(none_share=0.0, listed_share=0.0, errors=False, filter=False)
+    plain: list[str] = []
+    question = wording.question
+
+    def noted(*arguments: Any, **settings: Any) -> str:
+        plain.append(question(*arguments, **settings))
+        return plain[-1]
+
+    monkeypatch.setattr(wording, "question", noted)
+    own_traces.make([tool], sort, [], 200, "train", 0)
+    assert 20 < len(plain) < 200
+
+
+def test_a_tool_that_is_not_there_is_named_by_its_first_action(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn = own_traces.draw.tool(np.random.default_rng(3), "train")
+    other = replace(drawn, actions=["mend the bicycle", *drawn.actions])
+    monkeypatch.setattr(own_traces.draw, "tool", lambda *_: other)
+    _, answer = own_traces._of_random_tool(np.random.default_rng(0), [], "train")
+    assert answer == "I have no tool that can mend the bicycle."

@@ -200,7 +200,12 @@ def test_every_task_leaves_room_above_chance(name):
 
 
 def test_calls_and_conversations_of_calls_are_never_guessed():
-    for name in ("tools", "schemas", "bfcl", "bfcl_multi_turn"):
+    guessed = {"abstain": 0.5}
+    for name in registry.names("agent_forge.evaluate.tasks"):
+        task = evaluate.load_task(name).TASK
+        if task.calls:
+            assert task.chance == guessed.get(name, 0.0)
+    for name in ("bfcl_multi_turn", "tools"):
         assert evaluate.load_task(name).TASK.chance == 0.0
 
 
@@ -246,6 +251,10 @@ def test_chance_where_cups_are_named_and_where_each_byte_is_as_likely_as_any_oth
     assert unseen.TASK.chance == text.TASK.chance == math.log2(256)
     for name in evaluate.DOMAINS:
         assert evaluate.load_task(name).TASK.chance == pytest.approx(math.log(256))
+    gym = evaluate.load_task("reasoning_gym")
+    assert {"coin_flip", "syllogism", "calendar_arithmetic"} <= set(gym.FAMILIES)
+    share = (1 / 2 + 1 / 2 + 1 / 7) / len(gym.FAMILIES)
+    assert share == pytest.approx(gym.TASK.chance, abs=5e-4)
     cases = [case for case in choice.cases() if case["id"].startswith("truthfulqa")]
     right = np.mean([1 / len(case["choices"]) for case in cases])
     assert evaluate.load_task("truthfulqa").TASK.chance == pytest.approx(right, abs=5e-4)

@@ -295,6 +295,9 @@ def test_size_speed_and_memory_are_judged_by_their_limits():
     small, large = Cost(deployable_bytes=10), Cost(deployable_bytes=11)
     assert not reasons(small, large)
     assert "grew" in reasons(small, large, promises_smaller=True)
+    one_byte, two_bytes = Cost(deployable_bytes=1), Cost(deployable_bytes=2)
+    assert "grew" in reasons(one_byte, two_bytes, promises_smaller=True)
+    assert not reasons(Cost(), large, promises_smaller=True)  # what it was is not known
     assert "speed" in reasons(Cost(tokens_per_second=100), Cost(tokens_per_second=9))
     assert "memory" in reasons(Cost(memory_bytes=100), Cost(memory_bytes=301))
     assert not reasons(Cost(memory_bytes=100), Cost(memory_bytes=301), memory_slack=1)
@@ -460,3 +463,14 @@ def test_holm_corrects_as_its_paper_says_and_keeps_the_level_of_the_whole_family
     assert plain > 0.5
     # 1 - (1 - .05 / 15) ** 15 = .0489, and four standard errors
     assert corrected == pytest.approx(0.0489, abs=0.014)
+
+
+def test_what_is_kept_of_a_kind_is_the_ratio_of_its_weighted_means() -> None:
+    """Kind "b": 6 of 12 before, 3 of 12 after; kind "a" is unchanged."""
+    weights = [4.0, 6.0, 4.0, 6.0]
+    parent, child = scores([4, 4, 4, 2], weights), scores([4, 2, 4, 1], weights)
+    parent.kinds = child.kinds = ["a", "b", "a", "b"]
+    kept = judging.retention_by_kind(parent, child, 200, 0)
+    assert {kind: row.ratio for kind, row in kept.items()} == {"a": 1.0, "b": 0.5}
+    part = judging._items_at(parent, [1, 3])
+    assert (part.values, part.weights, part.mean) == ([4.0, 2.0], [6.0, 6.0], 0.5)

@@ -51,3 +51,19 @@ def test_what_is_kept_is_told_of_each_kind_alone(context: evaluate.EvalContext) 
     assert 0.5 < evaluate.retention("unseen", parent, child, 200, 0).ratio < 1
     assert "languages 0.500" in evaluate.kept_text(metrics)
     json.dumps(metrics, allow_nan=False)
+
+
+def test_a_row_of_the_table_has_four_decimals() -> None:
+    """Parent 1/3 and child 1/7 of the weight: 3/7 of the parent's bits are 2.3333 times kept."""
+    parent, child = (
+        evaluate.Scores(
+            task="unseen", version=1, metric="bits", higher_is_better=False, chance=8.0,
+            split="test", items_hash="same", mean=mean, interval=(0.0, 1.0), values=[mean] * 6,
+            weights=[1.0] * 6, kinds=["python"] * 6,
+        )
+        for mean in (1 / 3, 1 / 7)
+    )  # fmt: skip
+    metrics, (row,) = evaluate.kept_elsewhere(parent, child, 50, 0)
+    assert metrics["unseen_python_kept"]["value"] == pytest.approx(7 / 3)
+    assert (row["parent"], row["child"], row["kept"]) == (0.3333, 0.1429, 2.3333)
+    assert row["at least"] == round(row["at least"], 4)

@@ -205,3 +205,13 @@ def test_questions_are_drawn_without_repetition_by_seed_phase_and_step() -> None
         for q in (drawn, few, Questions(50, 7, 0, "one"), Questions(50, 8, 1, "one"))
     }
     assert len(prints) == 4
+
+
+def test_a_reply_ends_with_the_first_token_of_the_turns_end(
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_llama: LlamaForCausalLM,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    monkeypatch.setattr(reward, "turn_end", lambda _: [7, 8])
+    teacher = Reinforcement([], tiny_tokenizer, tiny_llama, Settings(), seed=5, phase="here")
+    assert teacher.end == [7]

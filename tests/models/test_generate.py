@@ -1,5 +1,6 @@
 """Batched generation equals generation one by one."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -168,3 +169,34 @@ def test_the_training_mode_is_put_back(model: LlamaForCausalLM) -> None:
     models.generate(model, [[1]], models.Decoding(max_new_tokens=1))
     assert model.training
     model.eval()
+
+
+class Allowing:
+    """A mask that allows some tokens, and notes what was taken."""
+
+    def __init__(self, *tokens: int) -> None:
+        self.tokens, self.taken = list(tokens), list[int]()
+
+    def allowed(self, vocabulary: int) -> np.ndarray:
+        allowed = np.zeros(vocabulary, np.bool_)
+        allowed[self.tokens] = True
+        return allowed
+
+    def take(self, token: int) -> None:
+        self.taken.append(token)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_mask_decides_which_tokens_its_row_may_take(
+    model: LlamaForCausalLM, temperature: float
+) -> None:
+    rows = [[4, 8], [15, 16, 23]]
+    masks = [Allowing(5, 6), None]
+    decoding = models.Decoding(max_new_tokens=6, stop_ids=set(), temperature=temperature)
+    free = models.generate(model, rows, decoding)
+    masked = models.generate(model, rows, decoding, masks)
+    assert set(masked[0]) <= {5, 6}
+    assert len(masked[0]) == 6
+    assert masks[0] is not None
+    assert masks[0].taken == masked[0]
+    assert masked[1] == free[1]

@@ -22,7 +22,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from agent_forge import checkpoint, models, runtime
 from agent_forge.core.errors import CheckpointError
-from agent_forge.models import source_check
+from agent_forge.models import importing, source_check
 from agent_forge.models.importing import import_model
 from tests import tiny_families
 
@@ -750,3 +750,25 @@ def test_keys_of_config_that_are_null_are_absent(
     (plain / "config.json").write_text(json.dumps({**config, "auto_map": None}))
     with pytest.raises(CheckpointError, match="empty auto_map"):
         import_model(plain, tmp_path / "again")
+
+
+def test_a_directory_with_one_gguf_and_no_config_is_read_from_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_llama: LlamaForCausalLM,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> None:  # fmt: skip
+    asked: list[Path] = []
+
+    def read(path: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+        asked.append(path)
+        return tiny_llama, tiny_tokenizer
+
+    monkeypatch.setattr(importing.reading, "read", read)
+    folder = tmp_path / "downloaded"
+    folder.mkdir()
+    (folder / "model.gguf").write_bytes(b"")
+    imported = import_model(folder, tmp_path / "out")
+    assert asked == [folder / "model.gguf"]
+    assert same_logits(imported.path, tiny_llama)
+    (folder / "other.gguf").write_bytes(b"")  # which one is meant?
+    with pytest.raises(CheckpointError):
+        import_model(folder, tmp_path / "none")
