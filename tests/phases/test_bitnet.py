@@ -27,6 +27,7 @@ from agent_forge.core.events import Event, EventLog
 from agent_forge.data import TextSource
 from agent_forge.learn import distill_loss
 from agent_forge.models.ternary import (
+    ROW,
     TernarySettings,
     latents_for,
     multiply_out,
@@ -36,10 +37,18 @@ from agent_forge.models.ternary import (
     ternary_weight,
 )
 from agent_forge.phases import PhaseRun
-from agent_forge.phases.bitnet import Config, DistillConfig, distill, head_loss, measure, own_text
+from agent_forge.phases.bitnet import (
+    Config,
+    DistillConfig,
+    distill,
+    head_loss,
+    measure,
+    own_text,
+)
 from agent_forge.phases.bitnet.compensate import (
     CalibrationRun,
     Rounding,
+    _fit_scales,
     best_scale,
     compensate,
     compensate_in_waves,
@@ -962,3 +971,21 @@ def test_later_phases_train_on_and_leave_the_weights_ternary(tiny_run: Path) -> 
         before = after
     assert changed["5-train"] > 0
     assert changed["6-bake"] > 0
+
+
+def test_a_row_that_its_codes_do_not_describe_at_all_keeps_its_other_scale() -> None:
+    """Codes at right angles to the weights: least squares would take a scale of 0."""
+    original, codes = torch.tensor([[1.0, 1.0], [2.0, 2.0]]), torch.tensor([[1, -1], [1, 1]])
+    otherwise = torch.tensor([[0.5], [0.25]])
+    fitted = _fit_scales(original, codes, torch.eye(2), ROW, otherwise)
+    assert fitted.tolist() == [[0.5], [2.0]]
+
+
+@pytest.mark.parametrize("present", [None, torch.tensor([True, True, True, False])])
+def test_the_one_token_that_has_a_label_has_all_of_cross_entropys_weight(
+    present: torch.Tensor | None,
+) -> None:
+    targets = torch.tensor([-100, 7, -100, -100])
+    kl, ce = head_loss._shares(targets, present)
+    torch.testing.assert_close(ce, torch.tensor([0.0, 1.0, 0.0, 0.0]))
+    torch.testing.assert_close(kl, torch.full((4,), 0.25) if present is None else present / 3)

@@ -16,7 +16,7 @@ from agent_forge.config.compose import compose
 from agent_forge.core.errors import CheckpointError, ConfigError, Interrupted
 from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import seed_for, torch_generator
-from agent_forge.learn import TrainRequest, lm_loss, train
+from agent_forge.learn import StepRecord, TrainRequest, lm_loss, train
 from agent_forge.models.thought import ThoughtForCausalLM, Thoughts
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.quietstar import Config, measure
@@ -631,3 +631,15 @@ def test_the_figures_of_the_specification_fit_the_settings() -> None:
         "quietstar", Config, ["out=x", *(f"{name}={value}" for name, value in flatten(changed))]
     )
     assert (config.thought_length, config.thoughts, config.steps) == (32, 4, 1000)
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(0, 0.0), (5, 4.0), (19, 18.0), (30, 28.0)])
+def test_a_figure_of_the_end_is_the_mean_of_the_last_tenth_and_at_least_of_one_step(
+    steps: int, expected: float
+) -> None:
+    records = [
+        StepRecord(step=step, loss=0.0, lr=0.0, grad_norm=0.0, tokens=1, metrics=metrics)
+        for step in range(steps)
+        for metrics in ({"reward": float(step)}, {})  # a step without the figure does not count
+    ]
+    assert run_module._last(records, "reward") == expected

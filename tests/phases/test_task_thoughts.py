@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -118,3 +119,28 @@ def test_shares_that_exclude_every_group_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=r"task\.low=0\.9 is above task\.high=0\.1"):
         config_for(data_config, tmp_path, tiny_checkpoint, "task.low=0.9", "task.high=0.1")
+
+
+def test_what_a_report_shows_was_asked_without_its_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    item = {**rationales.rows(1, "test", 0)[0]}
+    asked: list[Any] = []
+
+    def replies(_model: Any, _tokenizer: Any, questions: Any, _decoding: Any) -> list[list[int]]:
+        asked.extend(questions)
+        return [[7]]
+
+    monkeypatch.setattr(task_thoughts.evaluate, "task_items", lambda *_: [item])
+    monkeypatch.setattr(task_thoughts.evaluate, "generate_replies", replies)
+    phase: Any = SimpleNamespace(
+        config=SimpleNamespace(
+            measure=SimpleNamespace(shown=1), task=SimpleNamespace(max_new_tokens=6)
+        ),
+        eval_context=SimpleNamespace(decoding=lambda _: None),
+        tokenizer=SimpleNamespace(decode=lambda reply: f"token {reply[0]}"),
+    )
+    question = item["messages"][0]["content"]
+    shown = task_thoughts._samples(phase, None)  # type: ignore[arg-type]
+    assert shown == [f"{question} 'token 7' (right: {item['answer']})"]
+    assert asked == [[{"role": "user", "content": question}]]

@@ -1050,3 +1050,27 @@ def test_a_run_without_steps_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match="no step to take"):
         go(small_config(data_config, steps=0), tiny_checkpoint, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("streams", "targets", "chosen"), [(4, 2, [0, 1]), (7, 3, [0, 2, 4]), (3, 2, [0, 1])]
+)
+def test_the_streams_that_are_predicted_are_spread_over_those_before_the_last(
+    tiny_llama: LlamaForCausalLM, streams: int, targets: int, chosen: list[int]
+) -> None:
+    own = SelfModel(tiny_llama, weight=1.0, targets=targets, seed=0)
+    size = tiny_llama.config.hidden_size
+    every = [torch.randn(1, 3, size) for _ in range(streams)]
+    with torch.no_grad():
+        predicted = own.head(rms_normalised(every[-1]))
+        expected = torch.cat([rms_normalised(every[i]) for i in chosen], -1)
+        torch.testing.assert_close(own.error(every), (predicted - expected).square().mean())
+
+
+def test_while_exponents_are_measured_nothing_is_rounded_and_then_all_is_as_it_was() -> None:
+    inner = nn.Linear(2, 2)
+    inner.activation_bits = 8  # type: ignore[assignment]
+    model = nn.Sequential(inner, nn.Dropout()).train()
+    with exponents._probing(model):
+        assert (inner.activation_bits, model.training) == (0, False)
+    assert (inner.activation_bits, model.training) == (8, True)

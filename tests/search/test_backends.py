@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
-from agent_forge.core.errors import ConfigError, PhaseError
+from agent_forge.core.errors import CheckpointError, ConfigError, PhaseError
 from agent_forge.search.evaluator import SearchJob, open_evaluator, shares
 from agent_forge.search.evaluators import pool, ray
 from agent_forge.search.evolve import evolve
+from agent_forge.search.journal import Journal
 from tests.search.planted import Bench, Planted, Vectors, quadratic, settings
 
 SPACE = Vectors()
@@ -248,3 +249,18 @@ def test_ray_gets_a_worker_for_each_accelerator_or_each_core_of_the_cluster(
     chosen = settings(workers=workers_set, batch_candidates=12)
     task: Any = SimpleNamespace(device=device)
     assert ray.open(task, chosen, lambda: None) == expected
+
+
+def test_a_damaged_line_of_a_journal_is_named_by_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    journal = Journal(path)
+    for start in range(3):
+        journal.put("a", start, start + 1, [0.25])
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([lines[0], lines[1].replace("0.25", "0.75"), lines[2]]))
+    with pytest.raises(CheckpointError, match="line 2 is damaged"):
+        Journal(path)
+    path.write_text("".join(lines) + lines[0][:9])  # cut off by a kill while it was written
+    again = Journal(path)
+    assert (len(again), again.get("a", 2, 3)) == (3, [0.25])
+    assert path.read_text() == "".join(lines)

@@ -116,3 +116,4 @@ def test_random_search_at_equal_budget_needs_as_many_items_and_ends_on_an_exhaus
         )
         assert scorer.measured_items == 16
         assert evolution.best.genome == ("a", ())
+        assert len(evolution.history) == 1 + 20  # generations that brought nothing new

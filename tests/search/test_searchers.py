@@ -1,6 +1,8 @@
 """Search methods on planted landscapes: optima, fronts, islands, novelty, determinism."""
 
 import itertools
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from agent_forge.search.searchers.cmaes import STALE_GENERATIONS
 from agent_forge.search.settings import EvolveSettings
 from tests.search.planted import Bench, Planted, Vectors, flat, peaks, quadratic, settings
 
+# The package names a function so, too.
+evolving = import_module("agent_forge.search.evolve")
 METHODS = ("ga", "cmaes", "nsga2", "random_search")
 
 
@@ -282,3 +286,21 @@ def test_survival_by_novelty_alone_takes_the_farthest_and_keeps_the_elite() -> N
     assert [m.genome[1][0] for m in survived] == [0.0, 0.2, 0.5]
     # the fittest of the rest fill up
     assert len(survivors(members, 5, 1, 0.9, space.distance)) == 5
+
+
+def test_of_all_that_finished_only_the_fittest_outlives_its_island(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    champions: list[list[Individual]] = []
+    together = evolving._together
+
+    def noted(islands: Any, champion: Any) -> list[Individual]:
+        champions.append(list(champion))
+        return together(islands, champion)
+
+    monkeypatch.setattr(evolving, "_together", noted)
+    evolution = run(Planted(quadratic), settings(method="cmaes", generations=6), Vectors())
+    assert [len(one) for one in champions] == [0, *[1] * 6]
+    assert champions[-1][0].key == evolution.best.key
+    heights = [one.fitness for (one,) in champions[1:]]
+    assert heights == sorted(heights)
