@@ -1004,3 +1004,33 @@ def test_the_work_of_the_phase_counts_traces_lessons_and_measuring(
     assert own.work_tokens() == pytest.approx(20 * 60 + expected)
     spoken = settings(*overrides, "voice.prompts=5", "voice.heldout=3", "voice.reply_tokens=10")
     assert spoken.work_tokens() - config.work_tokens() == pytest.approx(8 * (10 + (32 + 10) / 3))
+
+
+def test_a_filter_that_is_overridden_is_counted_and_said(
+    settings: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of six traces five are filtered; one passes, and the best three are taken all the same."""
+    config = settings(
+        *(f"traces.{kind}.count=0" for kind in ("memory", "code", "retrieve")),
+        "traces.tau_nats=0.5", "traces.min_kept_share=0.6",
+    )  # fmt: skip
+    made = [{"number": i, "filtered": i != 5} for i in range(6)]
+    gains = [0.7, 0.4, -1.0, 0.3, -0.4]
+    monkeypatch.setattr(lessons, "make", lambda *_: made)
+    monkeypatch.setattr(
+        lessons.toolformer, "trace_losses", lambda *_: [(1.0, 1.0 + gain, 2.0) for gain in gains]
+    )
+    monkeypatch.setattr(lessons.toolformer, "gain", lambda one: one[1] - one[0])
+    out = Workspace(tmp_path / "x", phase="bake", seed=0, config=config)
+    said: list[str] = []
+    events = SimpleNamespace(warning=said.append, progress=lambda *_: None)
+    phase: Any = SimpleNamespace(config=config, out=out, events=events, tokenizer=None)
+    helpful, (row,) = lessons.collect(phase, None)  # type: ignore[arg-type]
+    assert [trace["number"] for trace in helpful["calculator"]] == [0, 1, 3, 5]
+    assert (row["made"], row["pass tau"], row["trained"]) == (5, 1, 4)
+    assert row["taken below tau (filter overridden)"] == 2
+    assert (row["mean gain (nats)"], row["without a call"]) == (0.0, 1.0)
+    assert (row["answer after the result"], row["after an empty result"]) == (1.0, 2.0)
+    assert said
+    assert "only 1 of 5 traces" in said[0]
+    assert "the best 3 are taken" in said[0]

@@ -19,7 +19,7 @@ from agent_forge.core.seeds import seed_for, torch_generator
 from agent_forge.learn import StepRecord, TrainRequest, lm_loss, train
 from agent_forge.models.thought import ThoughtForCausalLM, Thoughts
 from agent_forge.phases import PhaseRun
-from agent_forge.phases.quietstar import Config, measure
+from agent_forge.phases.quietstar import PHASE, Config, measure
 from agent_forge.phases.quietstar import run as run_module
 from agent_forge.phases.quietstar.objective import (
     QuietStarLoss,
@@ -643,3 +643,7 @@ def test_a_figure_of_the_end_is_the_mean_of_the_last_tenth_and_at_least_of_one_s
         for metrics in ({"reward": float(step)}, {})  # a step without the figure does not count
     ]
     assert run_module._last(records, "reward") == expected
+
+
+def test_the_phase_is_the_third() -> None:
+    assert (PHASE.name, PHASE.order) == ("quietstar", 3)
