@@ -1277,3 +1277,39 @@ def test_when_nothing_is_accepted_the_input_comes_back_bit_for_bit(
     )
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_numbers_of_a_technique_are_those_that_its_description_says():
+    settings = {name: technique.settings([("2 + 2?", "4")]) for name, technique in RUNTIME.items()}
+    for name in ("nucleus", "top_k", "min_p", "typical"):  # they cut the model's own distribution
+        assert settings[name]["decoder"]["temperature"] == 1.0
+    assert settings["top_k"]["decoder"]["top_k"] == 4  # "the four likeliest tokens"
+    assert settings["nucleus"]["decoder"]["top_p"] == 0.5  # "the likeliest half"
+    assert settings["min_p"]["decoder"]["min_p"] == 1 / 5  # "a fifth of the likeliest one's chance"
+    early = settings["early_stop"]["scaffold"]  # "up to five answers until two agree"
+    assert (early["samples"], early["stop_after"]) == (5, 2)
+    assert (
+        settings["nearest_shots"]["scaffold"]["nearest"] == 2
+    )  # "the two solved examples nearest"
+
+
+def test_the_drift_of_one_position_is_its_own(tiny_llama):
+    moved = copy.deepcopy(tiny_llama)
+    with torch.no_grad():
+        moved.lm_head.weight.mul_(1.5)
+        p, q = (
+            model(torch.tensor([[3]])).logits[0, 0].log_softmax(-1) for model in (tiny_llama, moved)
+        )
+    one = Drift(tiny_llama, [([3], [False])])
+    assert one(moved) == pytest.approx(float((p.exp() * (p - q)).sum()), rel=1e-4)
+
+
+def test_a_claim_needs_a_gain_and_a_corrected_chance_of_at_most_one_less_the_confidence():
+    rows = [
+        {"rows": "test", "over": name, "p by Holm": p, "gain_nats": gain}
+        for name, p, gain in (
+            ("the input", 1 - 0.75, 0.1), ("chance", 0.26, 0.1), ("random search", 0.01, -0.1),
+            ("nothing", 0.01, 0.0),
+        )
+    ]  # fmt: skip
+    assert beyond_doubt(rows, 0.75) == ["test over the input"]

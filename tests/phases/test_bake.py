@@ -1004,6 +1004,15 @@ def test_the_work_of_the_phase_counts_traces_lessons_and_measuring(
     assert own.work_tokens() == pytest.approx(20 * 60 + expected)
     spoken = settings(*overrides, "voice.prompts=5", "voice.heldout=3", "voice.reply_tokens=10")
     assert spoken.work_tokens() - config.work_tokens() == pytest.approx(8 * (10 + (32 + 10) / 3))
+    # Three traits: 7 answers are written and read for each; 3 of them are read at each of two checks.
+    baked = ["persona.prompts=4", "persona.heldout=3", "persona.reply_tokens=6", "persona.rows=2"]
+    steps = ["training.steps=10", "persona.check_every_steps=5"]
+    shown = settings(*overrides, *baked, *steps, "persona.enabled=true")
+    read = (questions + 6) / 3
+    lessons = 3 * 7 * (6 + read) + 2 * 3 * 3 * read
+    without = settings(*overrides, *baked, *steps).work_tokens()
+    trained = 10 * 2 * (6 + 32) * 3
+    assert shown.work_tokens() - without == pytest.approx(lessons + trained)
 
 
 def test_a_filter_that_is_overridden_is_counted_and_said(

@@ -927,3 +927,20 @@ def test_ties_and_names_of_tensors_are_those_of_the_model(tiny_llama: LlamaForCa
     assert sum(t.numel() for t in tensors.values()) == sum(
         p.numel() for p in tiny_llama.parameters() if p.ndim == 2
     )
+
+
+@pytest.mark.parametrize(("loops", "once"), [(None, True), (1, True), (2, False)])
+def test_a_block_is_read_once_unless_the_model_goes_through_it_again(
+    tiny_llama: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch, loops: int | None, once: bool
+) -> None:
+    asked: list[bool] = []
+
+    def recorded(*_: object, once: bool, **__: object) -> tuple[list[object], list[Tensor]]:
+        asked.append(once)
+        return [], []
+
+    monkeypatch.setattr(blockwise, "recorded_calls", recorded)
+    if loops is not None:
+        monkeypatch.setattr(tiny_llama.config, "max_loops", loops, raising=False)
+    blockwise._pass(tiny_llama, "model.layers.0", torch.arange(4))
+    assert asked == [once]

@@ -68,6 +68,11 @@ def test_windows_may_be_as_long_as_the_models_positions_and_no_longer() -> None:
     assert any("ternary layers reach" in line for line in bitnet_lines(llama))
     with pytest.raises(ConfigError, match="length_tokens=65 is more than the 64 positions"):
         bitnet_lines(llama, "train.length_tokens=65")
+    compress_lines(llama, "recover.steps=1")
+    for name in ("calibration", "measure", "recover"):
+        with pytest.raises(ConfigError, match=f"{name}.length_tokens=65 is more than the 64"):
+            compress_lines(llama, "recover.steps=1", f"{name}.length_tokens=65")
+    compress_lines(llama, "recover.steps=0", "recover.length_tokens=65")  # no step, no window
 
 
 def test_experts_that_bitnet_does_not_reach_are_counted_and_named() -> None:
