@@ -88,7 +88,11 @@ ROOMS = {
     ),
     "bake": (
         "agent_forge/phases/bake",
-        ["tests/phases/test_bake.py", "tests/phases/test_bake_own.py"],
+        [
+            "tests/phases/test_bake.py",
+            "tests/phases/test_bake_own.py",
+            "tests/phases/test_bake_on_policy.py",
+        ],
     ),
     "adas": ("agent_forge/phases/adas", ["tests/phases/test_adas.py"]),
     "compress": (

@@ -8,6 +8,7 @@ import json
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from agent_forge.config import OptimConfig
 from agent_forge.core.errors import ConfigError, Interrupted, PhaseError
 from agent_forge.core.events import EventLog, read_events
 from agent_forge.core.seeds import seed_for, torch_generator
-from agent_forge.learn import StepRecord, TrainRequest, last_weights, lm_loss, train, wsd
+from agent_forge.learn import StepRecord, TrainRequest, feed, last_weights, lm_loss, train, wsd
 from agent_forge.learn import state as states
 from agent_forge.learn.optimisers import Optimisers
 
@@ -551,3 +552,16 @@ def test_an_averaged_stage_can_leave_the_weights_of_its_last_step(
     for average, keep in ((0.0, True), (0.5, False)):
         _, other = trained(f"none-{average}", average, keep)
         assert last_weights(other, "s", EventLog(None, "test")) == {}
+
+
+@pytest.mark.parametrize(("pure", "workers", "used"), [(True, 3, 3), (False, 3, 0), (False, 0, 0)])
+def test_workers_make_only_batches_that_depend_on_nothing_but_their_step(
+    pure: bool, workers: int, used: int
+) -> None:
+    said: list[str] = []
+    events: Any = SimpleNamespace(warning=said.append)
+    batches: Any = SimpleNamespace(pure=pure)
+    assert feed.usable_workers(batches, workers, "stage", events) == used
+    assert [f"runtime.workers={workers} is not used" in line for line in said] == (
+        [True] if workers and not used else []
+    )

@@ -200,3 +200,19 @@ def test_a_mask_decides_which_tokens_its_row_may_take(
     assert masks[0] is not None
     assert masks[0].taken == masked[0]
     assert masked[1] == free[1]
+
+
+def test_a_step_asks_for_the_logits_of_one_position(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+    forward = model.forward
+
+    def noting(**settings: object) -> object:
+        asked.append(settings.get("logits_to_keep"))
+        return forward(**settings)
+
+    monkeypatch.setattr(model, "forward", noting)
+    models.generate(model, [[4, 8, 15], [16]], models.Decoding(max_new_tokens=3, stop_ids=set()))
+    assert len(asked) >= 3
+    assert set(asked) == {1}

@@ -1043,3 +1043,26 @@ def test_a_filter_that_is_overridden_is_counted_and_said(
     assert said
     assert "only 1 of 5 traces" in said[0]
     assert "the best 3 are taken" in said[0]
+
+
+def test_kinds_of_weight_nothing_are_not_read(
+    settings: Callable[..., Config], tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(
+        "training.mix={text: 0.5, reasoning: 0.0, memory: 0.0}",
+        "training.neutral_mix={text: 1.0, code: 0.0}",
+    )
+    tokenizer = models.load_tokenizer(tiny_checkpoint.path)
+    read: list[str] = []
+    source = lessons.data.source
+
+    def noted(kind: str, *arguments: Any, **more: Any) -> Any:
+        read.append(kind)
+        return source(kind, *arguments, **more)
+
+    monkeypatch.setattr(lessons.data, "source", noted)
+    rows = [
+        {"messages": [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]}
+    ]
+    lessons.BakeBatches(config, tokenizer, {"calculator": rows}, {})
+    assert read == ["text"]

@@ -7,6 +7,7 @@ import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -944,3 +945,18 @@ def test_a_block_is_read_once_unless_the_model_goes_through_it_again(
         monkeypatch.setattr(tiny_llama.config, "max_loops", loops, raising=False)
     blockwise._pass(tiny_llama, "model.layers.0", torch.arange(4))
     assert asked == [once]
+
+
+def test_a_budget_that_only_what_is_not_coded_would_fill_is_refused_with_its_bytes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(run_module, "_fixed_bytes", lambda *_: 50)
+    config = SimpleNamespace(
+        mode="allocate", seed_ratio=0.0, budget=SimpleNamespace(bytes_ratio=0.5)
+    )
+    phase: Any = SimpleNamespace(config=config, out=None)
+    coded: Any = SimpleNamespace(
+        options=[[Option("raw", 1, 0.0)]], weights=9, fp32_bytes=100
+    )  # half of 100 bytes, and 50 are taken
+    with pytest.raises(ConfigError, match=r"bytes_ratio=0.5 is below the 50 bytes"):
+        run_module._choose(phase, coded, None)  # type: ignore[arg-type]
