@@ -960,3 +960,33 @@ def test_a_budget_that_only_what_is_not_coded_would_fill_is_refused_with_its_byt
     )  # half of 100 bytes, and 50 are taken
     with pytest.raises(ConfigError, match=r"bytes_ratio=0.5 is below the 50 bytes"):
         run_module._choose(phase, coded, None)  # type: ignore[arg-type]
+
+
+def test_a_row_of_the_report_has_the_bits_per_weight_of_the_bytes_that_were_picked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """6 bytes for 4 x 3 weights are 4 bits each, whatever the offer's estimate was."""
+    offer = SimpleNamespace(
+        label="int4", shape=(4, 3), size_bytes=99, relative_error=0.25, distortion=0.5
+    )
+    coded: Any = SimpleNamespace(offers={"w": [None, offer]}, model="the model")
+    recover_nothing = SimpleNamespace(steps=0, block_steps=0)
+    phase: Any = SimpleNamespace(config=SimpleNamespace(recover=recover_nothing))
+    picked = {"w": SimpleNamespace(data=b"123456")}
+    monkeypatch.setattr(run_module.choose, "picked", lambda *_: picked)
+    monkeypatch.setattr(run_module.recover, "light_copy", lambda model, _: model)
+    monkeypatch.setattr(run_module.compressed, "compress", lambda model, _: model)
+    built, (row,) = run_module._built(phase, coded, [1], torch.zeros(0))
+    assert built == "the model"  # type: ignore[comparison-overlap]
+    assert (row["bytes"], row["bits"], row["shape"], row["codec"]) == (6, 4.0, "4x3", "int4")
+    assert (row["relative_error"], row["estimated_nats"]) == (0.25, 0.5)
+
+
+def test_a_gradient_of_the_embedding_counts_its_tokens_and_their_second_moment() -> None:
+    sums = sensitivity._Sums(torch.zeros(5), second=torch.zeros(5, 5))
+    gradient = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0))
+    sensitivity._note_gradient(sums, gradient, True, 2.0)
+    sensitivity._note_gradient(sums, gradient, True, 1)
+    flat = gradient.flatten(0, 1)
+    assert sums.uses == 2 * 6
+    torch.testing.assert_close(sums.second, 5 * flat.T @ flat)
