@@ -108,11 +108,11 @@ def test_weighted_cross_entropy_follows_autocast_within_its_precision() -> None:
 
 
 def test_an_accelerator_is_asked_how_many_rows_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[int, int, str]] = []
+    requests: list[tuple[int, int, str]] = []
     chosen: list[int] = []
 
     def fit(rows: int, vocabulary: int, device: torch.device) -> int:
-        asked.append((rows, vocabulary, device.type))
+        requests.append((rows, vocabulary, device.type))
         return 4
 
     def apply(*arguments: object) -> tuple[None, None]:
@@ -124,6 +124,6 @@ def test_an_accelerator_is_asked_how_many_rows_fit(monkeypatch: pytest.MonkeyPat
     hidden, head = torch.empty(7, 3, device="meta"), torch.empty(11, 3, device="meta")
     targets, weights = torch.empty(7, device="meta"), torch.empty(7, device="meta")
     cross_entropy.weighted_cross_entropy(hidden, head, targets, weights)
-    assert (asked, chosen) == ([(7, 11, "meta")], [4])
+    assert (requests, chosen) == ([(7, 11, "meta")], [4])
     cross_entropy.weighted_cross_entropy(hidden, head, targets, weights, chunk_rows=5)
-    assert (len(asked), chosen) == (1, [4, 5])
+    assert (len(requests), chosen) == (1, [4, 5])

@@ -470,7 +470,7 @@ def test_what_is_kept_of_a_kind_is_the_ratio_of_its_weighted_means() -> None:
     weights = [4.0, 6.0, 4.0, 6.0]
     parent, child = scores([4, 4, 4, 2], weights), scores([4, 2, 4, 1], weights)
     parent.kinds = child.kinds = ["a", "b", "a", "b"]
-    kept = judging.retention_by_kind(parent, child, 200, 0)
-    assert {kind: row.ratio for kind, row in kept.items()} == {"a": 1.0, "b": 0.5}
+    ratios = judging.retention_by_kind(parent, child, 200, 0)
+    assert {kind: row.ratio for kind, row in ratios.items()} == {"a": 1.0, "b": 0.5}
     part = judging._items_at(parent, [1, 3])
     assert (part.values, part.weights, part.mean) == ([4.0, 2.0], [6.0, 6.0], 0.5)

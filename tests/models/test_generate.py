@@ -205,14 +205,14 @@ def test_a_mask_decides_which_tokens_its_row_may_take(
 def test_a_step_asks_for_the_logits_of_one_position(
     model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[object] = []
+    positions: list[object] = []
     forward = model.forward
 
     def noting(**settings: object) -> object:
-        asked.append(settings.get("logits_to_keep"))
+        positions.append(settings.get("logits_to_keep"))
         return forward(**settings)
 
     monkeypatch.setattr(model, "forward", noting)
     models.generate(model, [[4, 8, 15], [16]], models.Decoding(max_new_tokens=3, stop_ids=set()))
-    assert len(asked) >= 3
-    assert set(asked) == {1}
+    assert len(positions) >= 3
+    assert set(positions) == {1}

@@ -756,10 +756,10 @@ def test_a_directory_with_one_gguf_and_no_config_is_read_from_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_llama: LlamaForCausalLM,
     tiny_tokenizer: PreTrainedTokenizerFast,
 ) -> None:  # fmt: skip
-    asked: list[Path] = []
+    paths: list[Path] = []
 
     def read(path: Path) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
-        asked.append(path)
+        paths.append(path)
         return tiny_llama, tiny_tokenizer
 
     monkeypatch.setattr(importing.reading, "read", read)
@@ -767,8 +767,8 @@ def test_a_directory_with_one_gguf_and_no_config_is_read_from_it(
     folder.mkdir()
     (folder / "model.gguf").write_bytes(b"")
     imported = import_model(folder, tmp_path / "out")
-    assert asked == [folder / "model.gguf"]
+    assert paths == [folder / "model.gguf"]
     assert same_logits(imported.path, tiny_llama)
-    (folder / "other.gguf").write_bytes(b"")  # which one is meant?
+    (folder / "other.gguf").write_bytes(b"")  # two: neither is meant more than the other
     with pytest.raises(CheckpointError):
         import_model(folder, tmp_path / "none")

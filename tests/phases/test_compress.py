@@ -934,17 +934,17 @@ def test_ties_and_names_of_tensors_are_those_of_the_model(tiny_llama: LlamaForCa
 def test_a_block_is_read_once_unless_the_model_goes_through_it_again(
     tiny_llama: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch, loops: int | None, once: bool
 ) -> None:
-    asked: list[bool] = []
+    answers: list[bool] = []
 
     def recorded(*_: object, once: bool, **__: object) -> tuple[list[object], list[Tensor]]:
-        asked.append(once)
+        answers.append(once)
         return [], []
 
     monkeypatch.setattr(blockwise, "recorded_calls", recorded)
     if loops is not None:
         monkeypatch.setattr(tiny_llama.config, "max_loops", loops, raising=False)
     blockwise._pass(tiny_llama, "model.layers.0", torch.arange(4))
-    assert asked == [once]
+    assert answers == [once]
 
 
 def test_a_budget_that_only_what_is_not_coded_would_fill_is_refused_with_its_bytes(

@@ -125,10 +125,10 @@ def test_what_a_report_shows_was_asked_without_its_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     item = {**rationales.rows(1, "test", 0)[0]}
-    asked: list[Any] = []
+    prompts: list[Any] = []
 
     def replies(_model: Any, _tokenizer: Any, questions: Any, _decoding: Any) -> list[list[int]]:
-        asked.extend(questions)
+        prompts.extend(questions)
         return [[7]]
 
     monkeypatch.setattr(task_thoughts.evaluate, "task_items", lambda *_: [item])
@@ -143,4 +143,4 @@ def test_what_a_report_shows_was_asked_without_its_answer(
     question = item["messages"][0]["content"]
     shown = task_thoughts._samples(phase, None)  # type: ignore[arg-type]
     assert shown == [f"{question} 'token 7' (right: {item['answer']})"]
-    assert asked == [[{"role": "user", "content": question}]]
+    assert prompts == [[{"role": "user", "content": question}]]

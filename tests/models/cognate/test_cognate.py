@@ -451,14 +451,14 @@ def test_the_loss_without_logits_has_the_value_and_gradients_of_the_one_with(
 
 def test_the_read_loss_is_that_of_the_last_layers_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny().train()
-    asked: list[object] = []
+    layers: list[object] = []
 
     def noted(attention: object, *_: object) -> torch.Tensor:
-        asked.append(attention)
+        layers.append(attention)
         return torch.zeros(())
 
     monkeypatch.setattr(cognate_loss, "bank_imbalance", noted)
     model.config.read_loss_weight = 1.0
     cognate_loss.expected_loss(model, ids(2, 9), ids(2, 9))
     assert len(model.model.layers) > 1
-    assert asked == [model.model.layers[-1].memory_attn]
+    assert layers == [model.model.layers[-1].memory_attn]
