@@ -769,6 +769,6 @@ def test_a_directory_with_one_gguf_and_no_config_is_read_from_it(
     imported = import_model(folder, tmp_path / "out")
     assert paths == [folder / "model.gguf"]
     assert same_logits(imported.path, tiny_llama)
-    (folder / "other.gguf").write_bytes(b"")  # two: neither is meant more than the other
+    (folder / "other.gguf").write_bytes(b"")
     with pytest.raises(CheckpointError):
         import_model(folder, tmp_path / "none")

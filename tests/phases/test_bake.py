@@ -1023,9 +1023,9 @@ def test_a_filter_that_is_overridden_is_counted_and_said(
         *(f"traces.{kind}.count=0" for kind in ("memory", "code", "retrieve")),
         "traces.tau_nats=0.5", "traces.min_kept_share=0.6",
     )  # fmt: skip
-    made = [{"number": i, "filtered": i != 5} for i in range(6)]
+    candidates = [{"number": i, "filtered": i != 5} for i in range(6)]
     gains = [0.7, 0.4, -1.0, 0.3, -0.4]
-    monkeypatch.setattr(lessons, "make", lambda *_: made)
+    monkeypatch.setattr(lessons, "make", lambda *_: candidates)
     monkeypatch.setattr(
         lessons.toolformer, "trace_losses", lambda *_: [(1.0, 1.0 + gain, 2.0) for gain in gains]
     )
