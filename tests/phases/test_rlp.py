@@ -2,15 +2,17 @@
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from agent_forge import checkpoint, models
+from agent_forge import checkpoint, data, learn, models
 from agent_forge.checkpoint import Checkpoint, Workspace
 from agent_forge.config import DataConfig
 from agent_forge.config.compose import compose
@@ -18,9 +20,9 @@ from agent_forge.core.errors import Interrupted
 from agent_forge.core.events import EventLog
 from agent_forge.models.thought import ThoughtForCausalLM, mix
 from agent_forge.phases import PhaseRun
-from agent_forge.phases.quietstar import Config, rlp
+from agent_forge.phases.quietstar import Config, measure, rlp
 from agent_forge.phases.quietstar.objective import leave_one_out
-from agent_forge.phases.quietstar.run import run
+from agent_forge.phases.quietstar.run import TRAIN_ROWS, run
 from tests.models.thought.test_thought import alone, exact_gradient, thinker, tiny_base
 from tests.phases.test_quietstar import StopAt, forge, settings
 
@@ -282,6 +284,65 @@ def test_the_phase_writes_a_model_that_predicts_from_its_thoughts_alone(forged: 
         thoughts.thought_logits,
     )
     assert report.metrics["mixing_weight"] == 1.0
+
+
+def plain_losses(config: Config, parent: Checkpoint, steps: int, again: int, out: Path) -> Any:
+    """Return held-out windows, and their losses after `steps` of plain training of the parent.
+
+    again: how many steps in a row see one batch.
+    """
+    tokenizer, model = models.load_tokenizer(parent), models.load(parent)
+
+    def sources(split: str, rows: int) -> dict[str, Any]:
+        return {
+            kind: data.source(kind, config.data, tokenizer, split, config.seed, rows=rows)
+            for kind in config.mix
+        }
+
+    mixture = data.Mixture(
+        sources("train", TRAIN_ROWS), config.mix, rows=config.batch_rows,
+        length_tokens=config.length_tokens, seed=config.seed, name="quietstar",
+    )  # fmt: skip
+    learn.train(
+        model,
+        learn.TrainRequest(
+            batches=rlp.Repeated(mixture, again), loss_fn=learn.lm_loss, stage="alone", steps=steps,
+            optim=replace(config.optim, lr=config.base_lr, clip_norm=config.group_clip_norm),
+            seed=config.seed, events=EventLog(None, "quietstar"),
+            out=Workspace(out, phase="quietstar", seed=config.seed, config={}),
+        ),
+    )  # fmt: skip
+    windows = measure.held_out(config, sources("validation", 40), "validation")
+    cpu = torch.device("cpu")
+    return windows, measure.base_losses(model.eval(), windows, config.batch_rows, cpu)
+
+
+def test_gains_by_difficulty_are_those_over_plain_training_of_equal_tokens_and_of_equal_flops(
+    forged: Any, tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """Tenths of real text by the loss of the base; more plain training leaves less of a gain."""
+    config, report = forged
+    kinds, updates = list(config.mix), config.rlp.updates
+    windows, plain = plain_losses(config, tiny_checkpoint, config.steps, updates, tmp_path / "a")
+    model = models.load(config.out)
+    record = measure.think_over(model, windows, config, "validation", torch.device("cpu"))
+    rows = measure.by_decile(record, kinds, config, plain)
+    assert len(rows) == len(report.tables["by difficulty"]) == 10
+    for row, reported in zip(rows, report.tables["by difficulty"], strict=True):
+        assert row == pytest.approx(reported, abs=1e-5)
+    window_tokens = config.batch_rows * config.length_tokens
+    own = replace(config, baseline=False)
+    flops = own.work_tokens() - replace(own, steps=0).work_tokens()
+    steps = round(flops / window_tokens)
+    assert steps > 2 * config.steps
+    _, longer = plain_losses(config, tiny_checkpoint, steps, 1, tmp_path / "b")
+    harder = measure.by_decile(record, kinds, config, longer)
+    tokens = sum(row["tokens"] for row in rows)
+    over = [sum(r["gain over plain"] * r["tokens"] for r in one) / tokens for one in (rows, harder)]
+    thinking = measure.stacked(record, kinds, "mixed")
+    theirs = torch.cat([longer[kind].flatten() for kind in kinds]).nanmean()
+    assert over[1] == pytest.approx(float(theirs) - float(np.nanmean(thinking)), abs=1e-5)
+    assert over[1] < over[0]
 
 
 @pytest.mark.parametrize("looks", [1, 3, 7])
