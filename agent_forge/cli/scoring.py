@@ -33,7 +33,9 @@ Harness = Annotated[
 HarnessPath = Annotated[
     Path | None, typer.Option(help="A folder of task files, for tasks of --harness of your own.")
 ]
-Split = Annotated[str, typer.Option("--split", help="validation, search, test, or (bfcl) whole.")]
+Split = Annotated[
+    str, typer.Option("--split", help="validation, search, test, or (bfcl, agentdojo) whole.")
+]
 
 
 def add_to(app: typer.Typer) -> None:

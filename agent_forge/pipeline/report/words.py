@@ -43,6 +43,7 @@ TASKS = {
     "tools": "tool calls", "choice": "multiple choice", "unseen": "unseen text",
     "tool_calls": "text of tool calls", "hellaswag": "HellaSwag", "truthfulqa": "TruthfulQA",
     "gsm8k": "GSM8K", "humaneval": "HumanEval", "bfcl": "BFCL", "reasoning_gym": "reasoning-gym",
+    "agentdojo": "AgentDojo",
 }  # fmt: skip
 SHARES = ("exact match", "right answers by right calls", "accuracy")
 PREPOSITIONS = {"a second": "per second", "a weight": "per weight", "a task": "per task"}
