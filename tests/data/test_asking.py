@@ -251,22 +251,17 @@ def test_numbers_of_every_day_have_at_most_two_decimals(monkeypatch: pytest.Monk
     assert all(0 < one.value < 1000 for one in drawn)
 
 
-def test_some_questions_have_a_whole_form_and_some_have_none(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    schema = declaration("gallon_to_liter", "Converts gallons to liters.", gallon="number")
-    tool = Tool(schema["name"], schema["description"], schema["parameters"])
-    sort = SimpleNamespace(none_share=0.0, listed_share=0.0, errors=False, filter=False)
-    plain: list[str] = []
-    question = wording.question
-
-    def noted(*arguments: Any, **settings: Any) -> str:
-        plain.append(question(*arguments, **settings))
-        return plain[-1]
-
-    monkeypatch.setattr(wording, "question", noted)
-    own_traces.make([tool], sort, [], 200, "train", 0)
-    assert 20 < len(plain) < 200
+def test_six_of_ten_questions_have_a_whole_form_where_the_tool_has_one() -> None:
+    whole = SimpleNamespace(question=lambda *_, **__: "whole")
+    one: Any = SimpleNamespace(actions=("add",), phrases={}, whole=whole)
+    drawing = own_traces._TraceDrawing(
+        np.random.default_rng(0),
+        own_traces.Toolbox([]),
+        None,
+        "train",  # type: ignore[arg-type]
+    )
+    questions = [drawing.question(one, {}) for _ in range(2000)]
+    assert 0.56 < questions.count("whole") / len(questions) < 0.64
 
 
 def test_a_tool_that_is_not_there_is_named_by_its_first_action(

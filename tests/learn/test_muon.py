@@ -79,3 +79,11 @@ def test_the_size_of_a_gradient_does_not_matter(scale: float) -> None:
     torch.testing.assert_close(
         orthogonalised([update * scale])[0], orthogonalised([update])[0], atol=0.05, rtol=0
     )
+
+
+def test_a_stack_of_matrices_takes_at_most_32_mib_in_bfloat16() -> None:
+    """A matrix of 2048 x 2048 takes 8 MiB; one that is larger than the limit goes alone."""
+    matrices = [torch.empty(2048, 2048, device="meta") for _ in range(5)]
+    assert [len(stack) for stack in muon._by_shape(matrices)] == [4, 1]
+    large = [torch.empty(8192, 4096, device="meta") for _ in range(2)]
+    assert [len(stack) for stack in muon._by_shape(large)] == [1, 1]

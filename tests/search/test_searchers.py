@@ -304,3 +304,28 @@ def test_of_all_that_finished_only_the_fittest_outlives_its_island(
     assert champions[-1][0].key == evolution.best.key
     heights = [one.fitness for (one,) in champions[1:]]
     assert heights == sorted(heights)
+
+
+@pytest.mark.parametrize("method", ["random_search", "cmaes"])
+def test_streams_of_random_numbers_are_counted_one_by_one(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a search of an older version goes on with the same candidates."""
+    module = import_module(f"agent_forge.search.searchers.{method}")
+    drawn, names = module.numpy_generator, list[tuple[Any, ...]]()
+
+    def noted(seed: int, *name: Any) -> np.random.Generator:
+        names.append(name)
+        return drawn(seed, *name)
+
+    monkeypatch.setattr(module, "numpy_generator", noted)
+    space = Vectors(size=2)
+    searcher = make_searcher(space, settings(method=method, children=4, population=4), 0)
+    searcher.start([Individual(g := ("a", (0.3, 0.4)), space.key(g), 0.0, "")])
+    for _ in range(2 * STALE_GENERATIONS if method == "cmaes" else 3):
+        sample = [genome for _, genome in searcher.ask()]
+        searcher.tell([Individual(g, space.key(g), -1.0, "", finished=True) for g in sample])
+    if method == "cmaes":
+        assert names == [("cma-es", start) for start in range(3)]
+    else:
+        assert names == [("random search", n, i) for n in (1, 2, 3) for i in range(4)]
