@@ -21,7 +21,7 @@ from agent_forge.config.compose import compose
 from agent_forge.models.thought import ThoughtForCausalLM
 from agent_forge.phases.quietstar import Config, rlp
 
-SEEDS = range(5)
+SEEDS = range(2)  # seconds each; docs/log.md has five
 STATES, PERMUTATIONS, STEPS = 5, 5, 3
 START, END, PAUSE = (STATES + PERMUTATIONS + i for i in range(3))
 ROWS, IGNORE = 64, -100
