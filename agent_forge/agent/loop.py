@@ -28,8 +28,14 @@ from agent_forge.agent.tool_sources.manifest import differences
 from agent_forge.agent.toolbox import Toolbox
 from agent_forge.agent.turn import Confirm, Turn, add_message, decode_reply, run_calls
 from agent_forge.agent.working import Summariser, WorkingMemory, rolling, sum_basic
-from agent_forge.data.chat import encode_content, encode_prompt, speak_dialect, stop_ids
-from agent_forge.data.light_tokenizer import open_light
+from agent_forge.data.chat import (
+    chat_format,
+    encode_content,
+    encode_prompt,
+    speak_dialect,
+    stop_ids,
+)
+from agent_forge.data.light_tokenizer import LightTokenizer, open_light
 from agent_forge.data.windows import positions
 from agent_forge.models.sampling import Decoding
 from agent_forge.runtime.talker import open_talker
@@ -201,9 +207,11 @@ class Agent:
         checkpoint is damaged.
         """
         checkpoint.open(path, verify=False)  # anything else is refused at once
-        with ThreadPoolExecutor(1) as beside:
-            # Hashing takes a second for each gigabyte; another core does it meanwhile.
+        with ThreadPoolExecutor(2) as beside:
+            # Hashing takes a second for each gigabyte; another core does it meanwhile, and reads the
+            # tokenizer.
             verified = beside.submit(checkpoint.open, path)
+            light = beside.submit(_light_tokenizer, Path(path))
             try:
                 model: Any = open_talker(path, device=opening.device, engine=opening.engine)
             finally:
@@ -219,7 +227,7 @@ class Agent:
             _log.warning(note)
         return cls(
             model,
-            open_light(opened.path) or models.load_tokenizer(opened.path),  # type: ignore[arg-type]
+            light.result() or models.load_tokenizer(opened.path),  # type: ignore[arg-type]
             tools,
             store,
             chosen,
@@ -328,6 +336,14 @@ class Agent:
             replace(self.settings, **changes),
             session=self.session,
         )
+
+
+def _light_tokenizer(path: Path) -> LightTokenizer | None:
+    """Return a checkpoint's light tokenizer, its chat template compiled; None as `open_light`."""
+    tokenizer = open_light(checkpoint.readable(path))
+    if tokenizer is not None:
+        chat_format(tokenizer)  # type: ignore[arg-type]
+    return tokenizer
 
 
 def _chat_settings(agent: Mapping[str, Any], context_tokens: int | None) -> AgentSettings:

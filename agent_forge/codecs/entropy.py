@@ -52,7 +52,7 @@ def expand(data: bytes, count: int) -> Symbols:
             "an entropy-coded stream has no known method; the file is damaged, restore it from a "
             "copy"
         )
-    method, alphabet, body = data[0], data[1] + 1, data[2:]
+    method, alphabet, body = data[0], data[1] + 1, memoryview(data)[2:]
     if method == CONSTANT:
         return np.full(count, data[1], np.uint8)
     if method == RANGE:
@@ -60,7 +60,8 @@ def expand(data: bytes, count: int) -> Symbols:
     if method == ZSTD:
         import zstandard
 
-        body = zstandard.ZstdDecompressor().decompress(body, max_output_size=count + 8)
+        unpacked = zstandard.ZstdDecompressor().decompress(body, max_output_size=count + 8)
+        body = memoryview(unpacked)
     return unpack_radix(body, alphabet, count)
 
 
@@ -81,7 +82,7 @@ def pack_radix(symbols: Symbols, alphabet: int) -> bytes:
     return packed
 
 
-def unpack_radix(data: bytes, alphabet: int, count: int) -> Symbols:
+def unpack_radix(data: bytes | memoryview, alphabet: int, count: int) -> Symbols:
     """Undo `pack_radix`. Raises CheckpointError when `data` is too short."""
     per_byte = symbols_per_byte(alphabet)
     numbers = np.frombuffer(data, np.uint8)
@@ -163,7 +164,7 @@ def _range_encode(symbols: Symbols, alphabet: int) -> bytes:
     return levels.tobytes() + words
 
 
-def _range_decode(body: bytes, alphabet: int, count: int) -> Symbols:
+def _range_decode(body: memoryview, alphabet: int, count: int) -> Symbols:
     size = max(alphabet, 2)
     levels = np.frombuffer(body[:size], np.uint8)
     if len(levels) < size:
@@ -232,13 +233,14 @@ def expand_blocks(data: bytes, by_row: Symbols, by_column: Symbols) -> NDArray[n
     size = int.from_bytes(data[:4], "little")
     tables = _read_tables(data[4 : 4 + size])
     decoder = open_stream(data[4 + size :])
+    shares = {key: _shares(_both_signs(table)) for key, table in tables.items()}
     codes = np.zeros((len(by_row), len(by_column)), np.int8)
     for key, rows, columns in _blocks(by_row, by_column):
-        table = tables[key]
-        if len(table) > 1:
-            block = decoder.decode(_shares(_both_signs(table)), len(rows) * len(columns))
+        top = len(tables[key]) - 1
+        if top > 0:
+            block = decoder.decode(shares[key], len(rows) * len(columns))
             # Modulo 256, as int8 reads bytes.
-            signed = (block - np.uint8(len(table) - 1)).view(np.int8)
+            signed = (block - np.uint8(top)).view(np.int8)
             codes[np.ix_(rows, columns)] = signed.reshape(len(rows), len(columns))
     return codes
 

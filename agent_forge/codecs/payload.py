@@ -68,7 +68,7 @@ def read(data: bytes, where: str) -> Payload:
     if len(data) < PREFIX.size or data[:2] != MAGIC:
         raise CheckpointError(f"{damaged}: it does not start as a payload; {remedy}")
     _, checksum, header_bytes = PREFIX.unpack_from(data)
-    if zlib.crc32(data[6:]) != checksum:
+    if zlib.crc32(memoryview(data)[6:]) != checksum:
         raise CheckpointError(f"{damaged}: its checksum differs; {remedy}")
     codec, shape, meta, layout = json.loads(data[PREFIX.size : PREFIX.size + header_bytes])
     position = PREFIX.size + header_bytes
@@ -80,7 +80,8 @@ def read(data: bytes, where: str) -> Payload:
             stream = data[position : position + length]
             planes.append(host.call(entropy.expand, stream, count, entries=count))
             position += length
-        parts[name] = np.stack(planes, axis=-1).reshape(-1).view(f"<{dtype}").reshape(part_shape)
+        together = planes[0] if len(planes) == 1 else np.stack(planes, axis=-1).reshape(-1)
+        parts[name] = together.view(f"<{dtype}").reshape(part_shape)
     return Payload(codec, (shape[0], shape[1]), meta, parts, data)
 
 

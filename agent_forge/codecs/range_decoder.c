@@ -26,25 +26,27 @@ static inline void move_up(Decoder *d) {
     d->next += low & (d->next < d->end);
 }
 
-/* symbols: a constant where this is called, so that the inner loop is unrolled. */
+/* symbols: a constant where this is called, so that the inner loop is unrolled.
+   The interval of every symbol is computed before it is known which one it is: one symbol then waits
+   for the one before it by a product and a few selections, not by a chain of comparisons. */
 static inline int decode_few(
     Decoder *state, const uint32_t *borders, int symbols, uint8_t *out, int64_t count) {
     Decoder d = *state;
-    uint64_t wrong = 0;
+    uint64_t wrong = 0, shares[FEW];
+    for (int s = 0; s < symbols; s++) shares[s] = borders[s + 1] - borders[s];
     for (int64_t i = 0; i < count; i++) {
-        uint64_t scale = d.range >> PRECISION, begin = 0, end = scale << PRECISION;
-        uint64_t symbol = 0;
-        wrong |= d.offset >= end;
+        uint64_t scale = d.range >> PRECISION, offset = d.offset;
+        uint64_t symbol = 0, begin = 0, range = scale * shares[0];
+        wrong |= offset >= scale << PRECISION;
         for (int s = 1; s < symbols; s++) {
-            uint64_t border = scale * borders[s], above = d.offset >= border;
-            uint64_t from = border & -above, to = border | -above;
-            symbol += above;
-            begin = from > begin ? from : begin;
-            end = to < end ? to : end;
+            uint64_t above = -(uint64_t)(offset >= scale * borders[s]); /* all ones, or 0 */
+            symbol -= above;
+            begin += above & scale * shares[s - 1];
+            range += above & scale * (shares[s] - shares[s - 1]);
         }
-        d.range = end - begin;
-        d.offset -= begin;
-        if (!(d.range >> 32)) move_up(&d); /* once in many symbols */
+        d.range = range;
+        d.offset = offset - begin;
+        if (!(range >> 32)) move_up(&d); /* once in many symbols */
         out[i] = (uint8_t)symbol;
     }
     *state = d;

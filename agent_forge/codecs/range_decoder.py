@@ -36,14 +36,15 @@ class Decoder(Protocol):
         """
 
 
-def open_stream(words: bytes) -> Decoder:
+def open_stream(words: bytes | memoryview) -> Decoder:
     """Return the decoder of a stream of 32-bit little-endian words."""
     if len(words) % 4:
         raise CheckpointError(
             "a range-coded stream is cut short; the file is damaged, restore it from a copy"
         )
-    numbers = np.frombuffer(words, "<u4").astype(np.uint32)
+    numbers = np.frombuffer(words, "<u4")
     decode = _compiled_decode(os.environ.get(compiled.BUILD, ""), os.environ.get("CC", ""))
+    # Both copy the words: those of a stream begin at any byte.
     return _Library(numbers) if decode is None else _Compiled(numbers, decode)
 
 
@@ -67,7 +68,7 @@ class _Library:
         from constriction import stream  # type: ignore[attr-defined]
 
         self._stream = stream
-        self._decoder = stream.queue.RangeDecoder(words)
+        self._decoder = stream.queue.RangeDecoder(words.astype(np.uint32))
 
     def decode(self, shares: Shares, count: int) -> NDArray[np.uint8]:
         model = self._stream.model.Categorical(shares, perfect=False)
@@ -94,6 +95,7 @@ class _Compiled:
 
     def __init__(self, words: NDArray[np.uint32], decode: Any) -> None:
         self._decode = decode
+        self._borders: dict[bytes, NDArray[np.uint32]] = {}  # of the shares seen so far
         begin = np.zeros(2, np.uint64)
         begin[: len(words)] = words[:2]
         self._words = np.append(words, np.uint32(0))  # the zero is read at the end
@@ -107,7 +109,10 @@ class _Compiled:
 
     def decode(self, shares: Shares, count: int) -> NDArray[np.uint8]:
         out = np.empty(count, np.uint8)
-        table = borders(shares)
+        known = shares.tobytes()
+        table = self._borders.get(known)
+        if table is None:
+            table = self._borders[known] = borders(shares)
         wrong = self._decode(
             ctypes.byref(self._state), table.ctypes.data, len(shares), out.ctypes.data, count
         )

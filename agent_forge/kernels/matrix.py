@@ -308,8 +308,9 @@ def from_codes(
     tiles = -(-rows // ROWS)
     packed = aligned((tiles, layout.padded * bits // 32, ROWS, 4))
     for first in range(0, rows, SLAB_ROWS):
+        slab = codes[first : first + SLAB_ROWS]
         packed[first // ROWS : -(-min(first + SLAB_ROWS, rows) // ROWS)] = _tiled(
-            codes[first : first + SLAB_ROWS] - np.uint8(lowest), layout
+            slab - np.uint8(lowest) if lowest else slab, layout
         )
     arrays: dict[str, Array] = {"codes": packed, "scales": _tiled_groups(scales)}
     if zeros is not None:
@@ -359,10 +360,10 @@ def _tiled(codes: Array, layout: Layout) -> Array:
     A byte holds 8 / bits codes of columns that lie 4 apart.
     """
     rows, bits, parts = len(codes), layout.bits, 8 // layout.bits
-    padded = np.zeros((-(-rows // ROWS) * ROWS, layout.padded), np.uint8)
-    if layout.padded_group == layout.group:
-        padded[:rows, : layout.columns] = codes
+    if rows % ROWS == 0 and layout.padded == layout.columns:
+        padded = np.ascontiguousarray(codes)
     else:
+        padded = np.zeros((-(-rows // ROWS) * ROWS, layout.padded), np.uint8)
         padded[:rows, layout.places()] = codes
     # Four codes at once, as one word: no code is shifted out of its byte.
     words = padded.view(np.uint32).reshape(-1, ROWS, layout.padded // (4 * parts), parts)

@@ -9,7 +9,8 @@ and reads its output byte by byte: the figure is the time of the first byte of t
 stand the first token through torch (--engine torch), and the parts as the process itself measures
 them: imports, checking the hashes, opening the model, reading the prompt. Files are in the page
 cache, as after a first run. Refuses to judge on a machine that is busy (PSI above --most-pressure),
-because then the figure is the neighbours'.
+because then the figure is the neighbours'. The processes get no OMP_NUM_THREADS: it could keep them
+on one core.
 """
 
 import argparse
@@ -52,8 +53,9 @@ print(json.dumps(marks))
 
 
 def environment() -> dict[str, str]:
-    """Return the environment of the processes: this tree's package."""
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
+    """Return the environment of the processes: this tree's package, and every core of theirs."""
+    kept = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    return {**kept, "PYTHONPATH": str(ROOT)}
 
 
 def first_byte_seconds(directory: Path, engine: str) -> float:

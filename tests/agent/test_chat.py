@@ -1,6 +1,7 @@
 """`forge chat`: words as they come, commands, and Ctrl-C that keeps what was said."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
@@ -86,6 +87,15 @@ def test_chat_without_a_message_says_what_to_do(tiny_checkpoint: Checkpoint) -> 
 def test_chat_with_a_missing_checkpoint_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint"):
         chat(tmp_path / "none", Talk(message="hi"))
+
+
+def test_a_damaged_tokenizer_is_named_by_its_hash_although_it_is_read_meanwhile(
+    tiny_checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    damaged = shutil.copytree(tiny_checkpoint.path, tmp_path / "damaged")
+    (damaged / "tokenizer.json").write_text("{", encoding="utf-8")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
+        Agent.from_checkpoint(damaged)
 
 
 def test_a_message_that_is_no_utf8_is_refused_in_one_line(tiny_checkpoint: Checkpoint) -> None:
