@@ -54,8 +54,8 @@ print(json.dumps(marks))
 
 def environment() -> dict[str, str]:
     """Return the environment of the processes: this tree's package, and every core of theirs."""
-    kept = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    return {**kept, "PYTHONPATH": str(ROOT)}
+    others = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    return {**others, "PYTHONPATH": str(ROOT)}
 
 
 def first_byte_seconds(directory: Path, engine: str) -> float:
