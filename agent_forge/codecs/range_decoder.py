@@ -95,7 +95,7 @@ class _Compiled:
 
     def __init__(self, words: NDArray[np.uint32], decode: Any) -> None:
         self._decode = decode
-        self._borders: dict[bytes, NDArray[np.uint32]] = {}  # by the bytes of their shares
+        self._borders: dict[bytes, NDArray[np.uint32]] = {}  # shares as bytes -> their borders
         begin = np.zeros(2, np.uint64)
         begin[: len(words)] = words[:2]
         self._words = np.append(words, np.uint32(0))  # the zero is read at the end
