@@ -67,9 +67,11 @@ def _is_alive(pid: int) -> bool:
 
 
 def sbatch(jobs: Jobs, arguments: list[str]) -> int:
-    """Start the script of a job."""
-    script = Path(arguments[-1])
-    match = re.search(r"--job-name=(\S+)", script.read_text())
+    """Start a copy of a job's script, as Slurm does: whoever submitted it may move it at once."""
+    text = Path(arguments[-1]).read_text()
+    script = jobs.folder.parent / f"{time.time_ns()}.sh"
+    script.write_text(text)
+    match = re.search(r"--job-name=(\S+)", text)
     name = match[1].strip("'\"") if match else "none"
     print(f"Submitted batch job {jobs.start(name, ['bash', str(script)])}")
     return 0
