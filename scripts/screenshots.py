@@ -192,7 +192,10 @@ def browser(program: str) -> Iterator[Browser]:
         os.dup2(high[0], 3)
         os.dup2(high[1], 4)
 
-    with tempfile.TemporaryDirectory(prefix="forge-chromium-") as profile:
+    # Chromium's other processes write into the profile for a moment after the first has ended.
+    with tempfile.TemporaryDirectory(
+        prefix="forge-chromium-", ignore_cleanup_errors=True
+    ) as profile:
         process = subprocess.Popen(
             [program, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
              "--remote-debugging-pipe", "--disable-dev-shm-usage", f"--user-data-dir={profile}",
