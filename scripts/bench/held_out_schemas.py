@@ -7,8 +7,8 @@ the same rows for as many steps (all weights by cross-entropy alone, at a rate o
 three models then answer the same held-out questions, with the tools listed: the tasks `schemas`
 (exactly the right calls) and `abstain` (whether to call at all). Schemas of the test split share no
 object, no name, no description and no structure with those of training. Differences are paired by
-question, their intervals resample clusters of questions about one object. What
-is in --work already is neither trained nor asked again.
+question, their intervals resample clusters of questions about one object. What is in --work already
+is neither trained nor asked again, and is refused where it was trained with other settings.
 """
 
 import argparse
@@ -75,15 +75,22 @@ def run(arguments: Sequence[str] = ()) -> Result:
 
 def _bake(args: argparse.Namespace, name: str, settings: Sequence[str]) -> tuple[Path, float]:
     """Return the trained checkpoint, also where its gate refused it, and the minutes it took."""
-    trained, noted = args.work / name, args.work / f"{name}.minutes"
+    trained, noted = args.work / name, args.work / f"{name}.training.json"
+    chosen = [f"sources=[{args.source}]", *args.settings, *settings]
     if not noted.exists():
         _, minutes = forge(
-            "bake", "experiment=smollm2_schemas", f"sources=[{args.source}]", f"out={trained}",
-            *args.settings, *settings, allowed=(0, GATE_REFUSED),
-        )  # fmt: skip
-        noted.write_text(f"{minutes}\n", encoding="utf-8")
+            "bake",
+            "experiment=smollm2_schemas",
+            f"out={trained}",
+            *chosen,
+            allowed=(0, GATE_REFUSED),
+        )
+        noted.write_text(json.dumps({"settings": chosen, "minutes": minutes}), encoding="utf-8")
+    record = json.loads(noted.read_text(encoding="utf-8"))
+    if record["settings"] != chosen:
+        raise SystemExit(f"{trained} was trained with {record['settings']}; name another --work")
     refused = trained.with_name(trained.name + REFUSED)
-    return trained if trained.exists() else refused, float(noted.read_text(encoding="utf-8"))
+    return trained if trained.exists() else refused, float(record["minutes"])
 
 
 def _scores(path: Path, args: argparse.Namespace) -> dict[str, Scores]:
