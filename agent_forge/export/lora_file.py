@@ -21,8 +21,8 @@ CLOSE = 1e-5  # rounding of a product of matrices, relative to its largest entry
 def write(source: Path, path: Path, kind: str) -> list[str]:
     """Write the file; return lines for the user.
 
-    Raises CheckpointError for a checkpoint without an adapter, ConfigError for another type, and
-    for a layer whose place in GGUF changes more than the order of rows.
+    Raises CheckpointError for a checkpoint without an adapter, ConfigError for another type, for a
+    ternary model, and for a layer whose place in GGUF changes more than the order of rows.
     """
     from agent_forge.export import gguf_file
     from agent_forge.models import adapter_files
@@ -40,6 +40,11 @@ def write(source: Path, path: Path, kind: str) -> list[str]:
         )
     config = adapter_files.read_config(folder)
     content = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    if content.get("quantization_config"):
+        raise ConfigError(
+            f"{source} is ternary: its adapter is added before weights are rounded, llama.cpp adds "
+            "it after; export the merged model instead (--format gguf)"
+        )
     family = gguf_file.family_of(content, source)
     places = {
         place.parameter: (name, place)

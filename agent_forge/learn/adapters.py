@@ -62,17 +62,18 @@ def adapters(
     """Train adapters of `rank` in place of the weights inside this context; rank 0 trains the
     weights themselves.
 
-    On leaving, alpha / rank · B A is added to every adapted weight, and the adapters are removed;
-    what was yielded can still write them. `model` stays the same object of the same class
-    throughout. setting: the rank's name, for the error. Raises ConfigError without peft, and for
-    layers that rotate their input.
+    On leaving, alpha / rank · B A is added to every adapted weight (ternary layers: to the latents,
+    as in training), and the adapters are removed; what was yielded can still write them. `model`
+    stays the same object of the same class throughout. setting: the rank's name, for the error.
+    Raises ConfigError without peft.
     """
     if rank == 0:
         yield None
         return
-    _refuse_rotated(model, setting)
     try:
         from peft import LoraConfig, LoraModel
+
+        from agent_forge.learn.ternary_adapters import adapt_ternary
     except ImportError:
         raise ConfigError(
             f"{setting} needs the package peft; pip install 'agent-forge[lora]'"
@@ -84,6 +85,7 @@ def adapters(
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
+    adapt_ternary(settings)
     torch.manual_seed(seed)
     tuner = LoraModel(model, {NAME: settings}, NAME)
     product = Adapters(model, rank, alpha)
@@ -91,13 +93,3 @@ def adapters(
     product.take()
     tuner.merge_and_unload(safe_merge=True)
     model.requires_grad_(True)
-
-
-def _refuse_rotated(model: PreTrainedModel, setting: str) -> None:
-    """Raise ConfigError where B A x, with x as it was, would be added to weights of a rotated x."""
-    for name, module in model.named_modules():
-        if getattr(module, "rotates_input", False):
-            raise ConfigError(
-                f"{setting} cannot adapt {name}, which rotates its input; set {setting}=0, or make "
-                "the model ternary with linear.rotate_inputs=false"
-            )

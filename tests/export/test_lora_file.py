@@ -1,5 +1,6 @@
 """An adapter as a GGUF file: llama.cpp adds it to the base as the merged model has it."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -61,3 +62,13 @@ def test_a_checkpoint_without_an_adapter_and_another_type_are_refused(
         export(tiny_checkpoint.path, tmp_path / "a.gguf", "lora")
     with pytest.raises(ConfigError, match="F32 or F16"):
         export(baked, tmp_path / "a.gguf", "lora", "Q8_0")
+
+
+def test_the_adapter_of_a_ternary_model_is_refused(baked: Path, tmp_path: Path) -> None:
+    config = baked / "config.json"
+    content = json.loads(config.read_text(encoding="utf-8"))
+    content["quantization_config"] = {"quant_method": "forge_ternary"}
+    config.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"adds it after; export the merged model instead"):
+        export(baked, tmp_path / "a.gguf", "lora")
+    assert not (tmp_path / "a.gguf").exists()

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from agent_forge import codecs, runtime
-from agent_forge.core.errors import ConfigError, PhaseError
+from agent_forge.core.errors import PhaseError
 from agent_forge.export.source import plain_value
-from agent_forge.learn.adapters import adapters
 from agent_forge.models import compressed, load, save
 from agent_forge.models.ternary import (
     TernaryLinear,
@@ -179,11 +178,6 @@ def test_what_cannot_rotate_refuses_by_name(tmp_path: Path) -> None:
         PhaseError, match=r"a compressed model cannot .* linear\.rotate_inputs=false"
     ):
         compressed.compress(model, coded)
-    with (
-        pytest.raises(ConfigError, match=r"training\.lora_rank cannot adapt model\.layers\.0"),
-        adapters(model, 2, 4.0, 0, "training.lora_rank"),
-    ):
-        pass
 
 
 def test_an_odd_number_of_inputs_is_refused_by_name() -> None:
