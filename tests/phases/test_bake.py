@@ -27,7 +27,8 @@ from agent_forge.config.compose import compose
 from agent_forge.core.errors import ConfigError, DataError, PhaseError
 from agent_forge.core.events import EventLog
 from agent_forge.core.seeds import seed_for
-from agent_forge.data import encode_chat
+from agent_forge.data import RowSource, encode_chat
+from agent_forge.data.synthetic import copying, reasoning
 from agent_forge.models import adapter_files
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.bake import (
@@ -1043,6 +1044,27 @@ def test_a_filter_that_is_overridden_is_counted_and_said(
     assert said
     assert "only 1 of 5 traces" in said[0]
     assert "the best 3 are taken" in said[0]
+
+
+@pytest.mark.parametrize(("chosen", "count"), [([], 1500), (["training.generated_rows=7"], 7)])
+def test_generated_kinds_have_as_many_rows_as_the_setting_says(
+    settings: Callable[..., Config],
+    tiny_checkpoint: Checkpoint,
+    chosen: list[str],
+    count: int,
+) -> None:
+    config = settings(
+        "training.mix={text: 0.0, reasoning: 0.0, memory: 0.0, copying: 1.0}",
+        "training.neutral_mix={text: 0.0, reasoning: 1.0}", "training.length_tokens=256", *chosen,
+    )  # fmt: skip
+    tokenizer = models.load_tokenizer(tiny_checkpoint.path)
+    batches = lessons.BakeBatches(config, tokenizer, {}, {})
+    assert batches.neutral is not None
+    for mixture, task in ((batches.mixture, copying), (batches.neutral, reasoning)):
+        rows = task.rows(count, "train", config.seed)
+        (source,) = mixture.sources
+        assert isinstance(source, RowSource)
+        assert source.fingerprint() == RowSource(rows, tokenizer).fingerprint()
 
 
 def test_kinds_of_weight_nothing_are_not_read(

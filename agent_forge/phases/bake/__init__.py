@@ -86,6 +86,7 @@ class TrainingConfig:
     lora_rank: CountOrNone
     lora_alpha: Annotated[float, Range(0, 1e6, above=True)]
     mix: DataWeights
+    generated_rows: Annotated[int, Range(1, 10**7)]
     last_turn: bool
     neutral_rows: CountOrNone
     neutral_mix: DataMix

@@ -18,7 +18,6 @@ from agent_forge.phases.bake import Config, own, persona, preferences, toolforme
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-REPLAY_ROWS = 1500
 # Kinds of training.mix that can be all that a bake teaches; the others are replay.
 TAUGHT = ("rows", "schemas", "copying", "bfcl")
 Lessons = dict[str, dict[str, Tensor]]  # trait -> lesson of persona.teach
@@ -132,7 +131,7 @@ class BakeBatches:
         sources: dict[str, data.sources.Source] = {
             kind: data.source(
                 kind, config.data, tokenizer, "train", config.seed,
-                rows=REPLAY_ROWS, last_turn=training.last_turn,
+                rows=training.generated_rows, last_turn=training.last_turn,
             )
             for kind in {**replay, **neutral}
         }  # fmt: skip
