@@ -6,7 +6,7 @@ with their sizes under `quantization_config` (method `forge_compressed`), so tha
 compact tensors (int8 codes and scales, indices and codebook, ...), never a dense copy (layers.py).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -30,7 +30,12 @@ from agent_forge.models.compressed.layers import Coded, CompressedEmbedding, Com
 from agent_forge.models.compressed.tensors import coded_modules, coded_tensors, tied_modules
 from agent_forge.models.conv1d import is_transposed
 from agent_forge.models.scaled_embedding import scale_of
-from agent_forge.models.ternary import refuse_prepared
+from agent_forge.models.ternary import (
+    RoundedEmbedding,
+    RoundedHead,
+    TernaryLinear,
+    refuse_prepared,
+)
 
 METHOD = "forge_compressed"
 
@@ -108,7 +113,8 @@ class CompressedHfQuantizer(HfQuantizer):
 
 
 def compress(model: PreTrainedModel, coded: Mapping[str, Payload]) -> PreTrainedModel:
-    """Replace the tensors in `coded` by their payloads, in place and in the config.
+    """Replace the tensors in `coded` by their payloads, in place and in the config; layers that
+    round their weights and are not in it by lossless ones.
 
     Return the model.
 
@@ -126,6 +132,7 @@ def compress(model: PreTrainedModel, coded: Mapping[str, Payload]) -> PreTrained
             f"no matrix {', '.join(unknown[:3])} in this model; it has "
             f"{', '.join(list(tensors)[:5])}, ..."
         )
+    coded = {**coded, **_as_they_round(model, tensors.keys() - coded.keys())}
     entries = {name: [*_kind(model, name), list(tensors[name].shape)] for name in coded}
     for name, entry in entries.items():
         entry.insert(1, len(coded[name].data))
@@ -150,6 +157,25 @@ def compress(model: PreTrainedModel, coded: Mapping[str, Payload]) -> PreTrained
     transformers_model.is_quantized = True
     transformers_model.quantization_method = METHOD
     return model
+
+
+def _as_they_round(model: nn.Module, names: Collection[str]) -> dict[str, Payload]:
+    """Return lossless payloads of those named layers that compute with a rounding of their weights.
+
+    A compressed model has no other place for what a ternary layer or a rounded embedding does.
+    """
+    coded = {}
+    for name, module in model.named_modules():
+        if name not in names or not isinstance(
+            module, (TernaryLinear, RoundedEmbedding, RoundedHead)
+        ):
+            continue
+        weight = module.quantised_weight().float()
+        if isinstance(module, TernaryLinear):
+            coded[name] = codecs.encode("ternary", weight, {"group": module.group_size})
+        else:
+            coded[name] = codecs.encode("raw", weight, {"dtype": "float32"})
+    return coded
 
 
 def _kind(model: nn.Module, name: str) -> list[Any]:

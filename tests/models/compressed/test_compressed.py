@@ -21,7 +21,7 @@ from agent_forge.models import compressed
 from agent_forge.models.cognate import CognateConfig, CognateForCausalLM
 from agent_forge.models.compressed import dense_weights, layers
 from agent_forge.models.storage import quiet_transformers
-from agent_forge.models.ternary import TernarySettings, ternarise
+from agent_forge.models.ternary import TernarySettings, ternarise, ternary_layers
 from agent_forge.models.thought import ThoughtForCausalLM
 
 torch.set_num_threads(1)
@@ -123,6 +123,41 @@ def test_lossless_codes_give_the_parents_logits_in_memory_and_from_disk(
     one, two = tmp_path / "one", tmp_path / "two"
     assert (one / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
     assert again.config.quantization_config.to_dict() == model.config.quantization_config.to_dict()
+
+
+@pytest.mark.parametrize("tie", [False, True])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {}, {"group_size": -1}, {"packing": "three_of_four"}, {"dead_zone_bias": 0.1},
+        {"embedding_bits": 4}, {"embedding_bits": 8, "skip": []},
+    ],
+)  # fmt: skip
+def test_layers_that_round_and_are_not_coded_reload_as_they_were(
+    changes: dict[str, object], tie: bool, tmp_path: Path
+) -> None:
+    """A plan may leave small layers out, as codec.min_weights does."""
+    model = llama(tie=tie)
+    plain = {"group_size": 16, "activation_bits": 8, "packing": "five_trits", "skip": ["lm_head"]}
+    ternarise(model, TernarySettings(**{**plain, **changes}))  # type: ignore[arg-type]
+    for layer in ternary_layers(model).values():
+        layer.settle_bias()
+    expected, name = logits(model), "model.layers.0.mlp.down_proj"
+    coded = codecs.encode("raw", compressed.coded_tensors(model)[name], CHANGES["raw"])
+    compressed.compress(model, {name: coded})
+    assert torch.allclose(logits(model), expected, atol=1e-5)
+    models.save(model, None, tmp_path)
+    assert torch.allclose(logits(opened(tmp_path)), expected, atol=1e-5)
+
+
+def test_an_uncoded_layer_that_normalises_its_input_is_refused() -> None:
+    model = llama()
+    plain = {"group_size": 16, "activation_bits": 8, "packing": "five_trits", "skip": ["lm_head"]}
+    ternarise(model, TernarySettings(**plain, sub_norm=["o_proj"]))  # type: ignore[arg-type]
+    name = "model.layers.0.mlp.down_proj"
+    coded = codecs.encode("raw", compressed.coded_tensors(model)[name], CHANGES["raw"])
+    with pytest.raises(PhaseError, match=r"normalise their input; .* linear\.sub_norm=\[\]"):
+        compressed.compress(model, {name: coded})
 
 
 @pytest.mark.parametrize("codec", sorted(CHANGES))
