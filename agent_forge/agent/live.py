@@ -15,8 +15,8 @@ from agent_forge.agent.grammar import NONE, kind_of_round, token_mask
 from agent_forge.agent.text_stream import Detokeniser, SpeechSplitter, StopStrings
 from agent_forge.agent.toolbox import Toolbox
 from agent_forge.agent.turn import Confirm, Turn, add_message, run_calls
-from agent_forge.data.chat import call_dialect, encode_prompt, kept_reply, stop_ids
-from agent_forge.models.sampling import Decoding
+from agent_forge.data.chat import call_dialect, call_start, encode_prompt, kept_reply, stop_ids
+from agent_forge.models.sampling import Decoding, Gate
 from agent_forge.runtime import talker
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ class TurnLimits:
     decoding: of the first message; each further one has the next seed, and the tokenizer says which
     tokens end a message. max_rounds: messages, those with calls and the final answer. stops: texts
     that end the reply. runs_calls: False leaves calls to the caller.
-    grammar: as in grammar.py.
+    grammar: as in grammar.py. call_gate: least probability of a call's first token with which the
+    first message may begin as a call; 0: any.
     several_calls: False drops what follows the first call of a message.
     """
 
@@ -43,6 +44,16 @@ class TurnLimits:
     runs_calls: bool = True
     grammar: str = NONE
     several_calls: bool = True
+    call_gate: float = 0.0
+
+    def decoding_of(
+        self, tokenizer: "PreTrainedTokenizerFast", number: int, ends: Collection[int]
+    ) -> Decoding:
+        """Return how message `number` is decoded, which ends with one of the tokens `ends`."""
+        gated = self.call_gate > 0 and number == 0
+        gate = Gate(call_start(tokenizer), self.call_gate) if gated else None
+        seed = self.decoding.seed + number
+        return replace(self.decoding, stop_ids=ends, seed=seed, gate=gate)
 
 
 class LiveTurn:
@@ -116,7 +127,7 @@ class LiveTurn:
         tokens = talker.stream(
             self.model,
             prompt,
-            replace(decoding, stop_ids=ends, seed=decoding.seed + number),
+            limits.decoding_of(self.tokenizer, number, ends),
             token_mask(
                 self.tokenizer,
                 self.toolbox.parameters() or self._parameters(),

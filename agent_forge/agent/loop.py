@@ -96,7 +96,7 @@ def answer_turns(
         replies = models.generate(
             model,
             prompts,
-            replace(decoding, stop_ids=stops, seed=decoding.seed + number),
+            limits.decoding_of(tokenizer, number, stops),
             [token_mask(tokenizer, boxes[i].parameters(), *bounds) for i in active],
         )
         for i, tokens in zip(active, replies, strict=True):
@@ -280,8 +280,9 @@ class Agent:
         temperature = self.settings.temperature
         limits = self._limits(temperature if number == 0 else (temperature or 0.7), number)
         limits = replace(
-            limits, max_rounds=self.settings.max_rounds, stops=stops, grammar=self.settings.grammar
-        )
+            limits, max_rounds=self.settings.max_rounds, stops=stops,
+            grammar=self.settings.grammar, call_gate=self.settings.call_gate,
+        )  # fmt: skip
         return LiveTurn(
             self.model, self.tokenizer, conversation, self.toolbox, limits, self.confirm
         )

@@ -18,9 +18,10 @@ SCAFFOLDS: dict[str, tuple[str, ...]] = {
     "drafts": ("prompt", "drafts"),
 }
 _DECODER = (
-    "temperature", "top_p", "top_k", "min_p", "typical_p", "max_new_tokens", "seed",
+    "temperature", "top_p", "top_k", "min_p", "typical_p", "max_new_tokens", "seed", "call_gate",
 )  # fmt: skip
 BATCH_ROWS = 64  # the most conversations that are answered at once
+REQUIRED = GRAMMARS[-1]
 SUMMARIES = ("sentences", "model", "none")
 _MEMORY = ("working_tokens", "recall_facts", "summary")
 _SEARCH = ("endpoint", "timeout_seconds")
@@ -49,6 +50,8 @@ class AgentSettings:
     typical_p: float = 1.0  # mass of the tokens whose surprise is nearest to the entropy
     max_new_tokens: int = 96
     seed: int = 0
+    # Least probability of a call's first token with which a reply may begin as a call; 0: any.
+    call_gate: float = 0.0
     scaffold: str = "direct"
     # chain_of_thought: added to the user's message. drafts: what the final answer is asked with.
     scaffold_prompt: str = "Think step by step."
@@ -128,6 +131,13 @@ class AgentSettings:
         values |= {f"scaffold_{key}": value for key, value in scaffold.items() if key != "name"}
         settings = cls(**values, scaffold=name)
         check_sampling(settings.temperature, settings.top_p, settings.cuts)
+        if not 0 <= settings.call_gate <= 1:
+            raise ConfigError(f"agent.decoder.call_gate is in [0, 1], got {settings.call_gate}")
+        if settings.call_gate and settings.grammar == REQUIRED:
+            raise ConfigError(
+                "agent.decoder.call_gate lets a reply begin without a call, and "
+                f"agent.grammar={REQUIRED} forbids that; set call_gate=0 or grammar=calls"
+            )
         return settings
 
     @property

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from agent_forge.core.errors import ConfigError, DataError
 from agent_forge.data import call_dialects
+from agent_forge.data.calls import Call
 from agent_forge.data.chat_template import (
     CHAT_TEMPLATE,
     PLAIN_TEMPLATE,
@@ -42,6 +43,7 @@ __all__ = [
     "IM_END",
     "IM_START",
     "call_dialect",
+    "call_start",
     "encode_chat",
     "encode_chats",
     "encode_prompt",
@@ -187,6 +189,12 @@ def call_dialect(tokenizer: "PreTrainedTokenizerFast") -> str:
     """Return how the model of a tokenizer writes tool calls: a name of `call_dialects`."""
     template = chat_format(tokenizer).template
     return call_dialects.DEFAULT if template is None else template.dialect
+
+
+def call_start(tokenizer: "PreTrainedTokenizerFast") -> int:
+    """Return the token that every tool call of a tokenizer's model begins with."""
+    text = call_dialects.dialect(call_dialect(tokenizer)).write([Call("f", {})])
+    return encode_content(tokenizer, "assistant", text)[0]
 
 
 def speak_dialect(tokenizer: "PreTrainedTokenizerFast", name: str) -> None:

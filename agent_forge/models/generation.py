@@ -22,7 +22,7 @@ from agent_forge.core.errors import ConfigError
 from agent_forge.core.seeds import numpy_generator, seed_for
 from agent_forge.data.windows import begin_ids, fitting_prompt, positions
 from agent_forge.models import compressed, static_decoding
-from agent_forge.models.sampling import TINY, Cuts, Decoding, TokenMask
+from agent_forge.models.sampling import TINY, Cuts, Decoding, Gate, TokenMask
 
 # Prompts in one batch differ by at most this many tokens, because each token of difference is a
 # step in which some rows only read.
@@ -65,10 +65,11 @@ def generate(
         if thinks:
             # It draws its own numbers, so that each prompt, or else each batch, has its own seed.
             own = [replace(decoding, seed=seed_for(decoding.seed, i)) for i in picked]
-            if masks is None:
+            if masks is None and decoding.gate is None:
                 replies = _with_own_generate(model, rows, own[0])
-            else:
-                answers = zip(rows, own, [masks[i] for i in picked], strict=True)
+            else:  # its own `generate` knows neither masks nor a gate
+                of_rows = [None if masks is None else masks[i] for i in picked]
+                answers = zip(rows, own, of_rows, strict=True)
                 replies = [list(stream(model, *answer)) for answer in answers]
         else:
             chooser = _Chooser(decoding, picked)
@@ -192,6 +193,8 @@ class _Chooser:
         writing: whether a row's token becomes part of its answer; None where all do. Only then is
         its mask asked.
         """
+        if self.decoding.gate is not None:
+            logits = _gated(logits, steps, self.decoding.gate)
         if self.masks is None:
             return self._choose(logits, rows, steps)
         allowed = np.ones(logits.shape, np.bool_)
@@ -225,6 +228,14 @@ class _Chooser:
         point = self.draws[rows, steps].to(logits.device)[:, None] * mass
         picked = torch.minimum((cumulated <= point).sum(-1, keepdim=True), nucleus - 1)
         return order.gather(-1, picked)[:, 0]
+
+
+def _gated(logits: Tensor, steps: Tensor, gate: Gate) -> Tensor:
+    """Return logits (n, vocabulary) after `Gate.shut`, in rows whose step (n,) is the first."""
+    share = logits.float().softmax(-1)[:, gate.token]
+    shut = (steps.to(logits.device) == 0) & (share < gate.least)
+    column = logits[:, gate.token].masked_fill(shut, -torch.inf)
+    return torch.cat([logits[:, : gate.token], column[:, None], logits[:, gate.token + 1 :]], 1)
 
 
 def _cut(probabilities: Tensor, cuts: Cuts) -> Tensor:

@@ -42,6 +42,36 @@ class Cuts:
 
 
 NO_CUTS = Cuts()
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A token that an answer may begin with only where it is likely enough.
+
+    token: for instance the first one of every tool call. least: its least probability, in (0, 1],
+    at temperature 1 and over the whole vocabulary. Below that the answer begins with the likeliest
+    of the others. Source: the reject option, Chow 1970, On optimum recognition error and reject
+    tradeoff.
+    """
+
+    token: int
+    least: float
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a probability outside its limits."""
+        if not 0 < self.least <= 1:
+            raise ConfigError(f"the least probability of a gate is in (0, 1], got {self.least}")
+
+    def shut(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return logits (vocabulary,) without the token where it is not likely enough."""
+        weights = np.exp(logits.astype(np.float64) - logits.max())
+        if weights[self.token] >= self.least * weights.sum():
+            return logits
+        result = logits.copy()
+        result[self.token] = -np.inf
+        return result
+
+
 TINY = 1e-300  # keeps the logarithm of a token that was cut finite
 
 
@@ -50,7 +80,8 @@ class Decoding:
     """How answers are decoded, and where one ends.
 
     stop_ids: tokens that end an answer, and are not part of it. temperature: 0 is greedy. cuts:
-    what is left out beside top_p. seed: what the random numbers of all prompts come from.
+    what is left out beside top_p. seed: what the random numbers of all prompts come from. gate: a
+    token that answers may begin with only where it is likely enough; None lets every token begin.
 
     The rest changes the speed alone, and tokens no more than rounding does. batch_rows: the most
     prompts in one batch. static: generate from a cache of fixed size, where the model can; None
@@ -65,6 +96,7 @@ class Decoding:
     top_p: float = 1.0
     cuts: Cuts = NO_CUTS
     seed: int = 0
+    gate: Gate | None = None
     batch_rows: int = 32
     static: bool | None = None
 

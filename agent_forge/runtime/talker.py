@@ -78,8 +78,10 @@ class PackedTalker:
         ids = fitting_prompt(prompt, max_new_tokens, longest, begin_ids(self.config))
         draws = numpy_generator(decoding.seed, "generate", 0).random(max_new_tokens)
         fed = ids[self._keep_common(ids) :]
-        for draw in draws:
+        for step, draw in enumerate(draws):
             logits = self._logits(fed)
+            if step == 0 and decoding.gate is not None:
+                logits = decoding.gate.shut(logits)
             if mask is not None:
                 logits = np.where(mask.allowed(len(logits)), logits, -np.inf)
             token = choose(logits, decoding.temperature, decoding.top_p, float(draw), decoding.cuts)

@@ -630,7 +630,7 @@ def test_the_layer_of_least_influence_gets_the_next_layers_mlp_and_the_last_the_
 
 def test_the_pool_names_a_source_for_each_of_its_techniques_and_no_name_twice():
     everything = [*COMPOSITIONS.values(), *EDITS.values(), *RUNTIME.values()]
-    assert len({t.name for t in everything}) == len(everything) == 100
+    assert len({t.name for t in everything}) == len(everything) == 101
     assert len({t.summary for t in everything}) == len(everything)
     assert len({t.family for t in everything}) >= 7
     assert all(re.search(r"\d{4}|\.py$|^ours", t.source) for t in everything)
@@ -1108,7 +1108,7 @@ def test_every_runtime_technique_changes_the_prompt_or_the_sampling(tiny_llama, 
                    one.cuts)
             for draw in np.linspace(0, 0.9999, 400)
         }  # fmt: skip
-        talks.append((str(prompt), scaffold, tuple(sorted(drawn)), one.grammar))
+        talks.append((str(prompt), scaffold, tuple(sorted(drawn)), one.grammar, one.call_gate))
         speaker.memory.close()
     assert len(set(talks)) == len(talks)
 

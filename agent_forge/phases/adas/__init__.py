@@ -109,6 +109,14 @@ class AgentSearchConfig:
 
 
 @dataclass(slots=True, kw_only=True)
+class CallGateConfig:
+    """The search for a bound below which no reply begins as a call."""
+
+    items: CountOrNone
+    final_items: Count
+
+
+@dataclass(slots=True, kw_only=True)
 class Config(PhaseConfig):
     """Settings of the adas phase."""
 
@@ -118,6 +126,7 @@ class Config(PhaseConfig):
     experts: ExpertsConfig
     search: SearchConfig
     runtime_search: AgentSearchConfig
+    call_gate: CallGateConfig
     test_items: Count
 
     def validate(self) -> None:

@@ -12,7 +12,7 @@ from agent_forge.anatomy.stack import Matrix
 from agent_forge.config import Report
 from agent_forge.core.errors import ConfigError
 from agent_forge.phases import PhaseRun
-from agent_forge.phases.adas import Config, runtime_search
+from agent_forge.phases.adas import Config, call_gate, runtime_search
 from agent_forge.phases.adas.candidate import Candidate, MergeBench
 from agent_forge.phases.adas.experts import ExpertBank, train_bank
 from agent_forge.phases.adas.influence import measure_influence
@@ -61,11 +61,14 @@ def run(phase: PhaseRun[Config]) -> Report:
     runtime_result = out.remember(
         "runtime", lambda: runtime_search.search_settings(phase, model, source.manifest.agent)
     )
-    metrics = _metrics(test, runs, winner, len(chosen))
+    gate = out.remember("call-gate", lambda: call_gate.search_gate(phase, model))
+    agent = runtime_search.laid_over(source.manifest.agent, runtime_result["settings"])
+    agent = runtime_search.laid_over(agent, gate["settings"])
+    metrics = _metrics(test, runs, winner, len(chosen)) | call_gate.metrics(gate)
     written = out.write(
         lambda directory: models.save(model, phase.tokenizer, directory),
         metrics=metrics,
-        agent=runtime_result["settings"],
+        agent=agent,
         extra={
             "candidate": winner.to_plain(),
             "runtime": runtime_result["accepted"],
@@ -75,7 +78,8 @@ def run(phase: PhaseRun[Config]) -> Report:
     )
     accepted = sum(step["accepted"] for step in runs["adas"][0].log)
     return Report(
-        summary=_summary(winner, accepted, config, test["adas"], runtime_result["accepted"]),
+        summary=_summary(winner, accepted, config, test["adas"], runtime_result["accepted"])
+        + call_gate.phrase(gate),
         outputs=[str(written.path)],
         metrics=metrics,
         tables={
@@ -87,6 +91,7 @@ def run(phase: PhaseRun[Config]) -> Report:
             ],
             "test split, every comparison": opened["family"],
             "scaffolds and decoders": runtime_result["rows"],
+            "call gate": gate["rows"],
         },
         baseline=_baseline(test, beyond_doubt(opened["family"], search.confidence)),
     )

@@ -80,7 +80,7 @@ def search_settings(
     ]
 
     def right(changes: Mapping[str, Any], items: Sequence[tuple[str, Any]]) -> NDArray[np.float64]:
-        return score(model, tokenizer, {**inherited, **changes}, items, own)
+        return score(model, tokenizer, laid_over(inherited, changes), items, own)
 
     before = right({}, first)
     table, best = [], ("", 0.0)
@@ -115,6 +115,14 @@ def search_settings(
         "settings": changes if is_better else {},
         "rows": table,
     }
+
+
+def laid_over(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an agent's settings with changes; what a decoder's changes do not name stays."""
+    merged = {**settings, **changes}
+    if "decoder" in changes:
+        merged["decoder"] = {**(settings.get("decoder") or {}), **changes["decoder"]}
+    return merged
 
 
 def score(
@@ -179,6 +187,7 @@ def answers(
             max_rounds=1 if draft else known.max_rounds,
             decoding=decoding,
             grammar="none" if draft else known.grammar,
+            call_gate=0.0 if draft else known.call_gate,
         )
         box = agents.Toolbox([]) if draft else one.toolbox
         return agents.answer_turns(model, tokenizer, windows, box, limits)

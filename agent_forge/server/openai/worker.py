@@ -157,6 +157,7 @@ class ServedAgent:
             runs_calls=False,
             several_calls=job["several_calls"],
             grammar=grammar,
+            call_gate=settings.call_gate if job["tools"] and grammar != REQUIRED else 0.0,
         )
         tools = Toolbox(_client_tools(job["tools"], names))
         return LiveTurn(agent.model, agent.tokenizer, messages, tools, limits)
