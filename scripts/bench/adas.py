@@ -61,7 +61,8 @@ ONLY_THE_GATE = (
 )  # fmt: skip
 PROMPTS = ("chain_of_thought", "plan_solve", "step_back", "few_shot", "re_reading")
 DRAWS = 5  # candidates of random search and of random vectors, and votes of best of n
-LORA_RANK, LORA_ALPHA, LORA_LR, WINDOW = 16, 32.0, 1e-3, 720  # as conf/experiment/smollm2_schemas
+# The same as in conf/experiment/smollm2_schemas.yaml.
+LORA_RANK, LORA_ALPHA, LORA_LR, WINDOW = 16, 32.0, 1e-3, 720
 SAMPLES = 10_000  # draws of the paired bootstrap and of the sign flips
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 Array = NDArray[np.float64]

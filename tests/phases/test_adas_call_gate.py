@@ -67,8 +67,8 @@ def test_a_reply_begins_with_a_call_only_from_the_bound_on(caller):
     for least, expected in ((share - 0.01, start), (share + 0.01, int(others.argmax()))):
         decoding = Decoding(max_new_tokens=3, gate=Gate(start, least))
         for static in (False, True):
-            found = models.generate(model, [prompt, prompt[1:]], replace(decoding, static=static))
-            assert found[0][0] == expected
+            result = models.generate(model, [prompt, prompt[1:]], replace(decoding, static=static))
+            assert result[0][0] == expected
         assert list(models.stream(model, prompt, decoding))[0] == expected  # noqa: RUF015
         logits = model(input_ids=torch.tensor([prompt])).logits[0, -1].detach().numpy()
         assert int(Gate(start, least).shut(logits).argmax()) == expected
@@ -161,20 +161,20 @@ def of_kinds(count):
 def test_a_bound_ships_only_where_fresh_questions_show_a_gain(monkeypatch):
     items = of_kinds(60)
     parted = shares(*[(0.5 + 0.3 * (i % 2) + 0.001 * i, 1) for i in range(60)])
-    found = searched(monkeypatch, parted, items, 20)
-    bound = found["settings"]["decoder"]["call_gate"]
+    result = searched(monkeypatch, parted, items, 20)
+    bound = result["settings"]["decoder"]["call_gate"]
     assert 0.5 + 0.018 < bound < 0.8 + 0.001
-    assert [row["n"] for row in found["rows"]] == [20, 40]
-    assert found["rows"][1]["right_before"] == 0.5
-    assert found["rows"][1]["right_after"] == 1.0
-    assert call_gate.metrics(found) == {"call_gate": bound, "call_gate_tokens": 1234}
+    assert [row["n"] for row in result["rows"]] == [20, 40]
+    assert result["rows"][1]["right_before"] == 0.5
+    assert result["rows"][1]["right_after"] == 1.0
+    assert call_gate.metrics(result) == {"call_gate": bound, "call_gate_tokens": 1234}
     # The first twenty are parted by chance, the fresh ones are not.
     parted[20:, 0] = np.random.default_rng(0).uniform(0.5, 0.9, 40)
     parted[20:30, 0] = 0.45
-    found = searched(monkeypatch, parted, items, 20)
-    assert found["settings"] == {}
-    assert found["rows"][1]["accepted"] is False
-    assert call_gate.metrics(found)["call_gate"] == 0.0
+    result = searched(monkeypatch, parted, items, 20)
+    assert result["settings"] == {}
+    assert result["rows"][1]["accepted"] is False
+    assert call_gate.metrics(result)["call_gate"] == 0.0
 
 
 def test_under_a_null_a_bound_is_accepted_in_at_most_one_of_twenty(monkeypatch):

@@ -106,17 +106,17 @@ def search_gate(phase: PhaseRun[Config], model: PreTrainedModel) -> dict[str, An
     return {"settings": settings, "rows": rows, "tokens": tokens}
 
 
-def metrics(found: dict[str, Any]) -> dict[str, float]:
+def metrics(result: dict[str, Any]) -> dict[str, float]:
     """Return the accepted bound (0: none) and what its search cost; {} where none was sought."""
-    bound = found["settings"].get("decoder", {}).get("call_gate", 0.0)
-    return {"call_gate": bound, "call_gate_tokens": found["tokens"]} if found["rows"] else {}
+    bound = result["settings"].get("decoder", {}).get("call_gate", 0.0)
+    return {"call_gate": bound, "call_gate_tokens": result["tokens"]} if result["rows"] else {}
 
 
-def phrase(found: dict[str, Any]) -> str:
+def phrase(result: dict[str, Any]) -> str:
     """Return what a report's summary says of the search ("" where none was made)."""
-    if not found["rows"]:
+    if not result["rows"]:
         return ""
-    bound = found["settings"].get("decoder", {}).get("call_gate")
+    bound = result["settings"].get("decoder", {}).get("call_gate")
     return (
         "; no bound of calls is better" if bound is None else f"; calls begin from {bound:.3f} on"
     )
