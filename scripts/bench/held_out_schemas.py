@@ -21,14 +21,13 @@ from agent_forge.config import EvalSettings
 from agent_forge.config.compose import compose
 from agent_forge.core import device
 from agent_forge.evaluate import Scores
-from scripts.bench.own_tools import GATE_REFUSED, forge
+from scripts.bench.phase_once import Finished, phase_once
 from scripts.bench.result import Figure, Result, bars_met, here
 
 CLAIM = "SmolLM2-135M learns to call tools that it has never seen"
 BAR = "20 points over its prompted self and not below plain training, 60 minutes of CPU time"
 LEAST_GAIN, LEAST_ABSTAINED, MOST_MINUTES = 0.2, 0.7, 60.0
 TASKS, NONE_FITS = ("schemas", "abstain"), "no tool fits"
-REFUSED = ".rejected"
 SAMPLES = 5000  # draws of the paired bootstrap
 # Plain training: every weight, nothing but cross-entropy.
 PLAIN = ("training.lora_rank=0", "training.neutral_rows=0", "voice.prompts=0")
@@ -46,9 +45,10 @@ def run(arguments: Sequence[str] = ()) -> Result:
     add("settings", nargs="*", metavar="KEY=VALUE", help="settings of both trainings")
     args = parser.parse_intermixed_args(arguments)
     args.work.mkdir(parents=True, exist_ok=True)
-    baked, minutes = _bake(args, "baked", ())
-    plain, _ = _bake(args, "plain", (*PLAIN, f"training.optim.lr={args.plain_lr}"))
-    before, after, others = (_scores(path, args) for path in (args.source, baked, plain))
+    baked = _bake(args, "baked", ())
+    plain = _bake(args, "plain", (*PLAIN, f"training.optim.lr={args.plain_lr}"))
+    minutes = baked.cpu_minutes
+    before, after, others = (_scores(path, args) for path in (args.source, baked.path, plain.path))
     figures = [
         *(_figure(name, who[task], task) for task in TASKS for name, who in (
             ("the parent", before), ("baked", after), ("plain training", others))),
@@ -61,7 +61,7 @@ def run(arguments: Sequence[str] = ()) -> Result:
         ),
         Figure(
             claim="the gate on text and skills passed (1: yes)",
-            figure=float(baked.suffix != REFUSED), bar="passed", met=baked.suffix != REFUSED,
+            figure=float(baked.passed), bar="passed", met=baked.passed,
         ),
     ]  # fmt: skip
     for figure in figures:
@@ -73,24 +73,9 @@ def run(arguments: Sequence[str] = ()) -> Result:
     )  # fmt: skip
 
 
-def _bake(args: argparse.Namespace, name: str, settings: Sequence[str]) -> tuple[Path, float]:
-    """Return the trained checkpoint, also where its gate refused it, and the minutes it took."""
-    trained, noted = args.work / name, args.work / f"{name}.training.json"
+def _bake(args: argparse.Namespace, name: str, settings: Sequence[str]) -> Finished:
     chosen = [f"sources=[{args.source}]", *args.settings, *settings]
-    if not noted.exists():
-        _, minutes = forge(
-            "bake",
-            "experiment=smollm2_schemas",
-            f"out={trained}",
-            *chosen,
-            allowed=(0, GATE_REFUSED),
-        )
-        noted.write_text(json.dumps({"settings": chosen, "minutes": minutes}), encoding="utf-8")
-    record = json.loads(noted.read_text(encoding="utf-8"))
-    if record["settings"] != chosen:
-        raise SystemExit(f"{trained} was trained with {record['settings']}; name another --work")
-    refused = trained.with_name(trained.name + REFUSED)
-    return trained if trained.exists() else refused, float(record["minutes"])
+    return phase_once(args.work / name, ("bake", "experiment=smollm2_schemas"), chosen)
 
 
 def _scores(path: Path, args: argparse.Namespace) -> dict[str, Scores]:

@@ -53,6 +53,7 @@ def test_an_experiment_that_says_nothing_of_a_phase_is_refused() -> None:
         ("smollm2_gpu", "skills"),
         ("smollm2_tools", "domains"),
         ("smollm2_schemas", "domains"),
+        ("smollm2_calls_gpu", "domains"),
     ],
 )
 def test_real_models_are_gated_on_skills_at_every_step_and_over_the_chain(
@@ -61,6 +62,8 @@ def test_real_models_are_gated_on_skills_at_every_step_and_over_the_chain(
     configs = compose_run([f"experiment={experiment}"]).phases
     if experiment in ("smollm2_tools", "smollm2_schemas"):
         configs = {"bake": configs["bake"]}
+    if experiment == "smollm2_calls_gpu":
+        configs = {phase: configs[phase] for phase in ("bake", "bitnet", "compress")}
     for name, config in configs.items():
         assert config.gate.tasks[suite] >= 0.9, name
         assert config.gate.chain[suite] >= 0.85, name
