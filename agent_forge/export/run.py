@@ -1,16 +1,25 @@
 """Export one checkpoint in one format, for `forge export`."""
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from agent_forge import checkpoint
 from agent_forge.checkpoint import atomic
-from agent_forge.core.errors import CheckpointError, ConfigError, GateError, did_you_mean
+from agent_forge.core.errors import ConfigError, GateError, did_you_mean
 from agent_forge.export import FORMATS, Exported, card
 
 DEFAULT_TYPES = {
     "gguf": "Q8_0", "ollama": "Q8_0", "hf": "BF16", "packed": "codes", "lora": "F32",
 }  # fmt: skip
+# What ternary layers may do beside multiplying, by the setting of `forge bitnet linear.…`, and the
+# value that turns it off.
+NOT_PLAIN = {
+    "sub_norm": ("normalise their input", "[]"),
+    "rotate_inputs": ("rotate their input", "false"),
+    "dead_zone_bias": ("have biases that a plain model does not have", "0"),
+}
 # Ollama's template language is Go's. This writes what data/chat_template.py's CHAT_TEMPLATE writes;
 # Ollama offers tools to a model whose template names .Tools, and finds the tag of calls as the first
 # text within .ToolCalls: the line end before a call is therefore an expression, not text.
@@ -51,8 +60,11 @@ def export(
     """Write `out`: a file for gguf, lora and packed, a folder for hf and ollama.
 
     Raises ConfigError for an unknown format or type and for a model the format cannot hold,
-    GateError when the check finds other logits than the file's weights give.
+    CheckpointError for a folder without a readable config.json, GateError when the check finds
+    other logits than the file's weights give.
     """
+    from agent_forge.models.storage import refuse_remote_code
+
     if format_name not in FORMATS:
         known = ", ".join(FORMATS)
         raise ConfigError(
@@ -60,13 +72,13 @@ def export(
         )
     if not source.is_dir():
         checkpoint.open(source)  # raises, and names what may be meant
-    if not (source / "config.json").is_file():
-        raise CheckpointError(f"{source} holds no model: config.json is missing")
+    refuse_remote_code(source)
     if check and format_name not in ("gguf", "ollama"):
         raise ConfigError(
             f"--check compares a GGUF file with llama.cpp; format {format_name} writes none"
         )
     _refuse_to_replace(source, out, is_folder=format_name in ("hf", "ollama"))
+    _refuse_for_all(source, ("sub_norm", "rotate_inputs"))
     kind = kind or DEFAULT_TYPES[format_name]
     done = _WRITERS[format_name](source, out, kind)
     if check:
@@ -123,6 +135,20 @@ def _refuse_to_replace(source: Path, out: Path, *, is_folder: bool) -> None:
         )
 
 
+def _refuse_for_all(source: Path, settings: Sequence[str]) -> None:
+    """Raise ConfigError where ternary layers have one of `settings`, which no other format holds."""
+    content = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    places = (content, content.get("base_config") or {})
+    quantisation = [place.get("quantization_config") or {} for place in places]
+    for setting in settings:
+        does, off = NOT_PLAIN[setting]
+        if any(one.get(setting) for one in quantisation):
+            raise ConfigError(
+                f"no format that forge exports holds this model, whose ternary layers {does}; use "
+                f"the checkpoint itself, or make it again with linear.{setting}={off}"
+            )
+
+
 def _is_export(folder: Path) -> bool:
     card_file = folder / "README.md"
     return card_file.is_file() and card.MARK in card_file.read_text(
@@ -138,8 +164,6 @@ def _gguf(source: Path, out: Path, kind: str) -> Exported:
 
 
 def _ollama(source: Path, out: Path, kind: str) -> Exported:
-    import json
-
     done = _gguf(source, out / "model.gguf", kind)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     context = config.get("base_config", config).get("max_position_embeddings", 2048)
@@ -188,6 +212,8 @@ def _packed(source: Path, out: Path, kind: str) -> Exported:
     try:
         model = load(source)
     except UnsupportedModelError as error:
+        # A Hugging Face folder does not hold these either.
+        _refuse_for_all(source, ["dead_zone_bias"])
         raise ConfigError(
             f"{str(error).removesuffix('; use engine=torch')}; use --format hf"
         ) from error
