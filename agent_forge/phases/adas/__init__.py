@@ -33,7 +33,7 @@ from agent_forge.config.limits import (
 from agent_forge.core.errors import ConfigError
 
 SVF_BY = ("cross_entropy", "policy")
-PROPOSALS = ("own", "optuna")
+PROPOSALS = ("own", "optuna", "cma")
 
 
 @dataclass(slots=True, kw_only=True)

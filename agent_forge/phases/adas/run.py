@@ -14,6 +14,7 @@ from agent_forge.core.errors import ConfigError
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.adas import Config, call_gate, runtime_search
 from agent_forge.phases.adas.candidate import Candidate, MergeBench
+from agent_forge.phases.adas.evolution import by_cma
 from agent_forge.phases.adas.experts import ExpertBank, train_bank
 from agent_forge.phases.adas.influence import measure_influence
 from agent_forge.phases.adas.objective import Drift, Objective, encode, make_objective, rows_of
@@ -203,6 +204,8 @@ def _proposals(config: Config) -> Propose:
     """Return how the search finds its candidates, as `search.proposals` says."""
     if config.search.proposals == "optuna":
         return by_tpe(config.search, config.domains)
+    if config.search.proposals == "cma":
+        return by_cma(config.search)
     return around_incumbent(config.search)
 
 

@@ -32,12 +32,13 @@ Propose = Callable[["State", np.random.Generator], list[Candidate]]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
     """A candidate, the incumbent that it was proposed from, and its gain over it in nats per token
-    on the rows of a race's first round.
+    on the rows of a race's first round. number: its iteration, from 0; -1 in the screening.
     """
 
     incumbent: Candidate
     candidate: Candidate
     gain: float
+    number: int = -1
 
 
 @dataclass(slots=True, kw_only=True)
@@ -76,7 +77,12 @@ class TrustSearch:
             self.log.append(step)
             self.rows_scored += step["rows_scored"]
             state.trials += [
-                Trial(incumbent=state.incumbent, candidate=Candidate.from_plain(arm), gain=gain)
+                Trial(
+                    incumbent=state.incumbent,
+                    candidate=Candidate.from_plain(arm),
+                    gain=gain,
+                    number=number,
+                )
                 for arm, gain in step.get("first_round", [])
             ]
             if step["accepted"]:

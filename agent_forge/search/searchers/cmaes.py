@@ -105,16 +105,31 @@ class CMAES(Generic[G]):
         self._starts, self._stale = self._starts + 1, 0
         # The package refuses a start outside its bounds, by however little.
         start = np.clip(self.space.vector(chosen.genome), 0.0, 1.0)
-        # A seed of NaN leaves NumPy's global generator alone; `randn` draws from one of our own.
-        options = {
-            "bounds": [0.0, 1.0], "popsize": self.settings.children, "seed": np.nan, "verbose": -9,
-            "CMA_mirrors": 0, "randn": lambda *shape: generator.standard_normal(shape),
-        }  # fmt: skip
-        self._strategy = CMAEvolutionStrategy(_padded(start), self.settings.cma_step, options)
+        self._strategy = strategy(
+            start, self.settings.cma_step, self.settings.children, (0.0, 1.0), generator
+        )
 
     def _genome(self, vector: np.ndarray) -> G:
         assert self._centre is not None, "a search begins before it is asked"
         return self.space.with_vector(self._centre, vector[: len(self.space.vector(self._centre))])
+
+
+def strategy(
+    start: np.ndarray,
+    step: float,
+    children: int,
+    bounds: tuple[float, float],
+    generator: np.random.Generator,
+) -> Any:
+    """Return the package's CMA-ES at `start`, its first step in the same unit. It has at least two
+    numbers: where `start` has one, the second is not used.
+    """
+    # A seed of NaN leaves NumPy's global generator alone; `randn` draws from one of our own.
+    options = {
+        "bounds": list(bounds), "popsize": children, "seed": np.nan, "verbose": -9,
+        "CMA_mirrors": 0, "randn": lambda *shape: generator.standard_normal(shape),
+    }  # fmt: skip
+    return CMAEvolutionStrategy(_padded(start), step, options)
 
 
 def _padded(vector: np.ndarray) -> np.ndarray:
