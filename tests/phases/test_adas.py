@@ -29,6 +29,7 @@ from agent_forge.learn.reward import Reinforcement
 from agent_forge.models.sampling import choose
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.adas import Config, runtime_search
+from agent_forge.phases.adas.archive import archive
 from agent_forge.phases.adas.candidate import Candidate, MergeBench
 from agent_forge.phases.adas.experts import Adapted, anchored_loss, empty_bank, train_bank
 from agent_forge.phases.adas.influence import measure_influence
@@ -1036,6 +1037,26 @@ def test_each_iteration_spends_its_part_of_the_error(data_config):
         settings(data_config, "unused", "search.iterations=10", "search.samples=100")
 
 
+def test_the_archive_keeps_the_best_of_everything_that_was_tried_and_counts_every_row(
+    tmp_path, data_config
+):
+    search, state = planted_search(tmp_path, data_config, (0.6, 0.3), 0.05, 4)
+    rows = archive(state.trials, search.log, 4)
+    best = {}
+    for trial in state.trials:
+        key = (trial.candidate.technique, " ".join(trial.candidate.edits))
+        best[key] = max(trial.gain, best.get(key, trial.gain))
+    assert {(row["technique"], row["edits"]): row["best_gain_nats"] for row in rows} == best
+    gains = [row["best_gain_nats"] for row in rows]
+    assert gains == sorted(gains, reverse=True)
+    assert sum(row["tried"] for row in rows) == len(state.trials)
+    assert sum(row["rows_scored"] for row in rows) == search.rows_scored == search.objective.scored
+    assert sum(row["accepted"] for row in rows) == sum(step["accepted"] for step in search.log) > 0
+    assert all((row["drift_nats"] is not None) >= (row["accepted"] > 0) for row in rows)
+    broken = replace(state.trials[0], gain=math.nan)
+    assert archive([broken], [], 4)[0]["best_gain_nats"] is None
+
+
 def test_an_interrupted_search_goes_on_to_the_same_end(tmp_path, data_config):
     search, whole = planted_search(tmp_path, data_config, (0.6, 0.3), 0.05, 4)
     for number in range(6, 10):
@@ -1224,11 +1245,19 @@ def finished(tiny_checkpoint, data_config, tmp_path_factory):
 
 
 def test_the_phase_writes_a_model_and_says_what_it_measured(finished, tiny_checkpoint):
-    report, _, config = finished
+    report, workspace, config = finished
     written = checkpoint.open(report.outputs[0])
     assert written.manifest.parents[0]["id"] == tiny_checkpoint.id
     assert len(report.tables["search"]) == config.search.iterations
     assert len(report.tables["pool screened"]) == 12
+    names = [f"adas-{number:03}" for number in range(config.search.iterations)]
+    steps = [workspace.remember(name, lambda: pytest.fail("no state")) for name in names]
+    archived, screened = report.tables["archive"], 12
+    tried = screened + sum(len(step["first_round"]) for step in steps)
+    assert sum(row["tried"] for row in archived) == tried
+    counted = report.tables["test split, against baselines at equal budget"][0]["rows_scored"]
+    beside = 2 * config.search.race_items[0]  # the input, beside what was screened
+    assert sum(row["rows_scored"] for row in archived) == counted - beside
     names = [row["technique"] for row in report.tables["pool screened"]]
     assert len(set(names)) == 12
     assert set(names) <= {*COMPOSITIONS, *EDITS}

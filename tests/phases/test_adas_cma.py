@@ -119,7 +119,7 @@ def test_it_learns_the_order_of_gains_and_one_that_is_not_finite_is_the_worst():
     plain = State(incumbent=screened[0].incumbent, ranking=["ties"])
     propose = by_cma(settings())
     first, other = (propose(one, numpy_generator(1, "cma")) for one in (state, plain))
-    assert first == other  # the screening is no generation
+    assert first == other  # screening teaches nothing here
 
 
 def test_one_domain_is_enough_and_fewer_than_four_candidates_are_not():

@@ -23,7 +23,8 @@ from agent_forge.phases.adas.trust import Propose, State, Trial, moved
 from agent_forge.search.searchers.cmaes import strategy
 
 LEAST_CANDIDATES = 4  # ranks of fewer steer nothing
-FIRST_STEP = 0.5  # in units of `scale`: two standard deviations reach the region's border
+# In units of `scale`: two standard deviations reach the border of the region.
+FIRST_STEP = 0.5
 MOST_ASKED = 10  # samples per candidate, until all candidates of an iteration differ
 
 

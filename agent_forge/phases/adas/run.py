@@ -13,6 +13,7 @@ from agent_forge.config import Report
 from agent_forge.core.errors import ConfigError
 from agent_forge.phases import PhaseRun
 from agent_forge.phases.adas import Config, call_gate, runtime_search
+from agent_forge.phases.adas.archive import archive
 from agent_forge.phases.adas.candidate import Candidate, MergeBench
 from agent_forge.phases.adas.evolution import by_cma
 from agent_forge.phases.adas.experts import ExpertBank, train_bank
@@ -87,6 +88,11 @@ def run(phase: PhaseRun[Config]) -> Report:
             "experts": expert_rows,
             "search": [_row(step) for step in runs["adas"][0].log],
             "pool screened": runs["adas"][2],
+            "archive": archive(
+                runs["adas"][1].trials,
+                runs["adas"][0].log,
+                search.race_items[0] * len(objective.rows),
+            ),
             "test split, against baselines at equal budget": [
                 {"search": label, **row} for label, row in test.items()
             ],

@@ -192,7 +192,9 @@ class TrustSearch:
             ]
 
         table = self.out.remember(f"{self.label}-screen", compute)
-        self.rows_scored += len(table) * self.settings.race_items[0] * len(self.objective.rows)
+        # The input is scored beside them.
+        scored = len(table) + 1
+        self.rows_scored += scored * self.settings.race_items[0] * len(self.objective.rows)
         return sorted(table, key=lambda row: -row["gain_nats"])
 
 
