@@ -10,8 +10,7 @@ from agent_forge.config.limits import MANY, CountOrNone, OneOf, Range, Text
 from agent_forge.core.errors import ConfigError, did_you_mean
 
 ROW, TENSOR = 0, -1  # group sizes that stand for one scale per row and one per tensor
-THREE_OF_FOUR = "three_of_four"
-PACKINGS = ("five_trits", "two_bit", THREE_OF_FOUR)
+PACKINGS = ("five_trits", "two_bit")
 TERNARY_BITS = 2  # Embeddings of so many bits have the codes -1, 0 and 1.
 EMBEDDING_BITS = (0, TERNARY_BITS, 4, 8)
 
@@ -52,7 +51,6 @@ class TernarySettings:
     embedding_bits: Annotated[int, OneOf(EMBEDDING_BITS)] = 0
     embedding_group: CountOrNone = 0
     sub_norm: list[Text] = field(default_factory=list)
-    dead_zone_bias: Annotated[float, Range(0, 1)] = 0.0
     rotate_inputs: bool = False
 
     def __post_init__(self) -> None:
@@ -68,20 +66,6 @@ class TernarySettings:
             )
         if self.packing not in PACKINGS:
             raise unknown_packing(self.packing)
-        if self.three_of_four and self.group_size > 0 and self.group_size % 4:
-            raise ConfigError(
-                "packing=three_of_four needs a group_size that is a multiple of 4, 0 (a row) or -1 (a tensor), got "
-                f"{self.group_size}; try group_size=128"
-            )
-        if not 0 <= self.dead_zone_bias <= 1:
-            raise ConfigError(
-                f"dead_zone_bias must be in [0, 1], got {self.dead_zone_bias}; try dead_zone_bias=0.001"
-            )
-
-    @property
-    def three_of_four(self) -> bool:
-        """Return whether in every four weights of a row exactly one is zero."""
-        return self.packing == THREE_OF_FOUR
 
     def embedding_grid(self) -> CodeGrid:
         """Return where the weights of embedding and head may lie."""

@@ -11,13 +11,9 @@ def load(source: Path, *, can_think: bool) -> tuple[Any, list[str]]:
 
     can_think: whether the format can hold a thought model whose gate opens.
 
-    A thought model with a shut gate answers as its base does, so the base alone is written. Raises
-    PhaseError for a model with biases that a plain one has no place for.
+    A thought model with a shut gate answers as its base does, so the base alone is written.
     """
-    from agent_forge.models.ternary import refuse_added_bias
-
     model = models.load(source)
-    refuse_added_bias(model, "this export")
     if model.config.model_type != "thought":
         return model, []
     gate = model.config.gate_entropy_nats

@@ -136,13 +136,13 @@ class _Reader:
     def _from_latents(self, module: str) -> PackedMatrix:
         import torch
 
-        from agent_forge.models.ternary import codes_as_packed
+        from agent_forge.models.ternary import ternary_codes
 
         latents = torch.from_numpy(self.tensors.floats(f"{module}.weight"))
         group = int(self.quantization.get("group_size", 128))
         if module.endswith("embed_tokens") or latents.shape[1] < group:
             return self._from_floats(module)
-        codes, scales = codes_as_packed(self.quantization.get("packing", ""), latents, group)
+        codes, scales = ternary_codes(latents, group)
         # One scale per row or per tensor is the same in every group.
         group = group if group > 0 else latents.shape[1]
         return packing.from_codes(

@@ -46,8 +46,6 @@ BARE = (
     "runtime.compile=off",
 )  # fmt: skip
 CANDIDATES: Mapping[str, tuple[str, ...]] = {
-    "static bias of the dead zone": ("linear.dead_zone_bias=0.001",),
-    "3:4 sparse (1.25 bits)": ("linear.packing=three_of_four",),
     "attention relations": ("distill.relation_weight=1",),
     "longer windows": (),  # see `overrides`
     "cross-entropy at .1": ("distill.ce_weight=0.1",),

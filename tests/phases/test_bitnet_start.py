@@ -157,7 +157,7 @@ def test_a_wish_is_the_best_weight_of_its_column_and_rounds_to_its_code(
     goal, hessian, (codes, scales, _) = problem(group_size, columns)
     wide = multiply_out(torch.ones_like(codes), scales, group_size)
     slope = (goal - codes * wide) @ hessian
-    new_codes, wishes = _sweep(hessian, slope, (codes, scales), group_size)
+    new_codes, wishes = _sweep(hessian, slope, codes, scales, group_size)
     assert torch.equal(new_codes, (wishes.sign() * (wishes.abs() > wide / 2)).to(torch.int8))
     # The first column has its wish before any other has moved, the last one after all have.
     first = codes[:, 0] * wide[:, 0] + slope[:, 0] / hessian[0, 0]

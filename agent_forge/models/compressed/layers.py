@@ -146,7 +146,6 @@ class CompressedLinear(Coded):
     """
 
     in_place_of_conv1d = False  # whether a plain model holds this weight transposed
-    added_bias = False  # whether a plain model has no place for the bias
 
     def __init__(
         self,

@@ -6,7 +6,7 @@ with their sizes under `quantization_config` (method `forge_compressed`), so tha
 compact tensors (int8 codes and scales, indices and codebook, ...), never a dense copy (layers.py).
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -45,14 +45,12 @@ class CompressedConfig(QuantizationConfigMixin):
 
     tensors: name -> [kind, bytes, activation bits, shape]; kind is linear, embedding or parameter.
     tied: module name -> name of the module that holds the weight.
-    biased: names of linears with a bias that the plain model does not have.
     """
 
     def __init__(
         self,
         tensors: Mapping[str, Any] | None = None,
         tied: Mapping[str, str] | None = None,
-        biased: Sequence[str] = (),
         version: int = 1,
         **unknown: Any,
     ) -> None:
@@ -67,8 +65,6 @@ class CompressedConfig(QuantizationConfigMixin):
         self.version = version
         self.tensors = {name: list(entry) for name, entry in (tensors or {}).items()}
         self.tied = dict(tied or {})
-        if biased:  # otherwise config.json has the bytes that it had before there were such biases
-            self.biased = list(biased)
 
 
 class CompressedHfQuantizer(HfQuantizer):
@@ -79,8 +75,6 @@ class CompressedHfQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:  # noqa: ARG002
         _install(model, self.quantization_config)
-        for name in getattr(self.quantization_config, "biased", ()):
-            _expect_bias(model.get_submodule(name))
         keep_from_initialising(model, coded_modules(model))
 
     def _process_model_after_weight_loading(
@@ -137,8 +131,7 @@ def compress(model: PreTrainedModel, coded: Mapping[str, Payload]) -> PreTrained
     for name, entry in entries.items():
         entry.insert(1, len(coded[name].data))
     tied = {name: source for name, source in tied_modules(model).items() if source in coded}
-    biased = [name for name, one in model.named_modules() if getattr(one, "added_bias", False)]
-    config = CompressedConfig(entries, tied, biased)
+    config = CompressedConfig(entries, tied)
     # Coded layers are built on the payloads' device, and keep the biases and places of the old
     # ones.
     _install(model, config)
@@ -251,16 +244,7 @@ def _coded_like(
         device=old.weight.device,
     )
     layer.bias, layer.in_place_of_conv1d = old.bias, is_transposed(old)
-    layer.added_bias = getattr(old, "added_bias", False)
     return layer
-
-
-def _expect_bias(layer: Any) -> None:
-    """Give a linear, coded or not, a bias that the file fills in."""
-    coded = isinstance(layer, CompressedLinear)
-    device = layer.compact_device() if coded else layer.weight.device
-    layer.bias = nn.Parameter(torch.zeros(layer.out_features, device=device))
-    layer.added_bias = True  # exports refuse by this
 
 
 def _empty_parameter(model: nn.Module, name: str, size_bytes: int) -> None:

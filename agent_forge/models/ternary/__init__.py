@@ -5,7 +5,6 @@ files.
     layer.py       the linear layer
     install.py     put layers into a model, and list them
     codes.py       codes, scales and latents
-    three_of_four.py  codes of which exactly one in every four is zero
     rotation.py    the fixed rotation of inputs
     embedding.py   embeddings and heads on a grid of integers
     packing.py     codes in bytes, and the packed file
@@ -32,8 +31,7 @@ from agent_forge.models.ternary.install import (
     set_blend,
     ternary_layers,
 )
-from agent_forge.models.ternary.layer import TernaryLinear, refuse_added_bias, refuse_prepared
-from agent_forge.models.ternary.packing import codes_as_packed
+from agent_forge.models.ternary.layer import TernaryLinear, refuse_prepared
 from agent_forge.models.ternary.quantiser import (
     TernaryConfig,
     TernaryHfQuantizer,
@@ -52,14 +50,12 @@ __all__ = [
     "TernaryHfQuantizer",
     "TernaryLinear",
     "TernarySettings",
-    "codes_as_packed",
     "grid",
     "is_skipped",
     "latents_for",
     "multiply_out",
     "project_latents",
     "quantise_activations",
-    "refuse_added_bias",
     "refuse_prepared",
     "register",
     "round_embeddings",

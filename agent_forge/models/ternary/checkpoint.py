@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from agent_forge.anatomy.swap import keep_from_initialising, put
 from agent_forge.config.ternary import TENSOR
 from agent_forge.models.storage import quiet_transformers, refuse_non_finite
+from agent_forge.models.ternary.codes import latents_for
 from agent_forge.models.ternary.embedding import (
     RoundedEmbedding,
     RoundedHead,
@@ -61,7 +62,7 @@ class PackedPlaceholder(nn.Module):
         self._layer = [layer]
         rows, width = layer.weight.shape
         if isinstance(layer, TernaryLinear):
-            codes = torch.empty(packed_length((rows, width), layer.packing), dtype=torch.uint8)
+            codes = torch.empty(packed_length(rows * width, layer.packing), dtype=torch.uint8)
             groups = -(-width // layer.group_size)
             scales = torch.empty(
                 (1, 1) if layer.grouping == TENSOR else (rows, groups), dtype=torch.bfloat16
@@ -81,7 +82,9 @@ class PackedPlaceholder(nn.Module):
         shape = (layer.weight.shape[0], layer.weight.shape[1])
         if isinstance(layer, TernaryLinear):
             unpacked = unpack(codes, shape, layer.packing)
-            layer.weight = nn.Parameter(layer.latents_of(unpacked, scales.expand(shape[0], -1)))
+            layer.weight = nn.Parameter(
+                latents_for(unpacked, scales.expand(shape[0], -1), layer.grouping)
+            )
         else:
             layer.take_packed(codes, scales)
         if isinstance(layer, (TernaryLinear, RoundedHead)):

@@ -2,8 +2,7 @@
 
 Its forward uses codes times one scale per group of inputs, and int8 activations; gradients pass
 straight through to the latents. Source: BitNet b1.58, arXiv:2402.17764; gradual lambda: Hugging
-Face's 1.58-bit fine-tuning; bias of the dead zone: Tequila, arXiv:2509.23809; rotated inputs:
-rotation.py.
+Face's 1.58-bit fine-tuning; rotated inputs: rotation.py.
 """
 
 from typing import Any
@@ -18,14 +17,13 @@ from agent_forge.models.conv1d import is_transposed
 from agent_forge.models.ternary.codes import (
     group_blocks,
     latents_for,
-    multiply_out,
     quantise_activations,
     straight_through,
+    ternary_codes,
     ternary_weight,
 )
-from agent_forge.models.ternary.packing import codes_as_packed, packed_length
+from agent_forge.models.ternary.packing import packed_length
 from agent_forge.models.ternary.rotation import rotated
-from agent_forge.models.ternary.three_of_four import latents_for_three_of_four
 
 NORM_EPS = 1e-6
 
@@ -67,13 +65,8 @@ class TernaryLinear(nn.Linear):
     weight_scale: normally None, and the scale of a group is mean|latents|. Between `free_scales`
     and `tie_scales` it is a flat parameter, (out * groups,), or (1,) for one scale per tensor. The
     file format cannot hold it.
-    three_of_four: in every four weights of a row exactly one is zero (three_of_four.py).
-    dead_zone_bias: what multiplies the sum of a row's latents that round to zero, to be added to
-    its output (Tequila, where those latents then have the gradient x + dead_zone_bias); 0 is off.
-    Like blend it is not stored: `settle_bias` turns what it adds into a bias of the layer.
     rotates_input: whether the layer rotates its input (rotation.py); `weight` is then that of the
     rotated input, which `rotate_weight` makes of a plain one.
-    added_bias: whether `settle_bias` gave the layer a bias that the plain model has no place for.
 
     Without gradients the ternary weight is cached until the latents change (in place, by optimiser,
     `copy_` or load) or the mode is set. Only a write through `.data` is not noticed.
@@ -82,7 +75,6 @@ class TernaryLinear(nn.Linear):
     norm_weight: nn.Parameter | None
     weight_scale: nn.Parameter | None
     in_place_of_conv1d = False  # whether a plain model holds this weight transposed
-    added_bias = False
 
     def __init__(
         self,
@@ -101,8 +93,6 @@ class TernaryLinear(nn.Linear):
         self.group_size = settings.group_size if settings.group_size > 0 else in_features
         self.activation_bits = settings.activation_bits
         self.packing = settings.packing
-        self.three_of_four = settings.three_of_four
-        self.dead_zone_bias = settings.dead_zone_bias
         self.rotates_input = settings.rotate_inputs
         self.blend = 1.0
         self._kept: tuple[tuple[Any, ...], Tensor] | None = None
@@ -137,7 +127,7 @@ class TernaryLinear(nn.Linear):
         if self.blend == 0:
             return functional.linear(input, self.weight, self.bias)
         if not torch.is_grad_enabled():
-            return functional.linear(self._rounded_input(input), *self._kept_parts())
+            return functional.linear(self._rounded_input(input), self._kept_weight(), self.bias)
         with torch.no_grad():
             rounded, weight = (
                 self._rounded_input(input),
@@ -150,37 +140,7 @@ class TernaryLinear(nn.Linear):
             trained = _FreeScale.apply(
                 self.weight, self.weight_scale, weight, self.grouping, self.blend
             )
-        return functional.linear(rounded, trained, self._whole_bias(weight))
-
-    def _whole_bias(self, weight: Tensor) -> Tensor | None:
-        """Return the bias with what the dead zone adds, (out,).
-
-        weight: what `quantised_weight` returns now.
-        """
-        if not self.dead_zone_bias:
-            return self.bias
-        with torch.no_grad():
-            alive = (weight if self.blend == 1 else self._ternary_weight()) != 0
-        dead = self.weight.masked_fill(alive, 0.0).sum(1, dtype=torch.float32)
-        added = (self.dead_zone_bias * self.blend * dead).to(self.weight.dtype)
-        return added if self.bias is None else self.bias + added
-
-    @torch.no_grad()
-    def settle_bias(self) -> None:
-        """Make what the dead zone adds a bias of the layer; its outputs stay as they are."""
-        if self.dead_zone_bias:
-            bias = self._whole_bias(self.quantised_weight())
-            self.expect_bias()
-            assert bias is not None
-            assert self.bias is not None
-            self.bias.copy_(bias)
-
-    def expect_bias(self) -> None:
-        """Give the layer a bias of zeros where it has none, and let the dead zone add no more."""
-        self.dead_zone_bias, self._kept = 0.0, None
-        if self.bias is None:
-            self.bias = nn.Parameter(torch.zeros_like(self.weight[:, 0]))
-            self.added_bias = True
+        return functional.linear(rounded, trained, self.bias)
 
     @torch.no_grad()
     def free_scales(self, scales: Tensor | None = None) -> None:
@@ -200,12 +160,7 @@ class TernaryLinear(nn.Linear):
             return
         codes, scales = self.ternary_parts()
         self.weight_scale, self._kept = None, None
-        self.weight.copy_(self.latents_of(codes, scales, near=self.weight))
-
-    def latents_of(self, codes: Tensor, scales: Tensor, near: Tensor | None = None) -> Tensor:
-        """Return float32 latents (out, in) near to `near` with exactly these codes and scales."""
-        make = latents_for_three_of_four if self.three_of_four else latents_for
-        return make(codes, scales, self.grouping, near)
+        self.weight.copy_(latents_for(codes, scales, self.grouping, near=self.weight))
 
     def _scales(self) -> Tensor | None:
         """Return the free scales (out, groups) or (1, 1) in bfloat16, or None."""
@@ -240,15 +195,9 @@ class TernaryLinear(nn.Linear):
         dtype: the dtype of the result; None takes the latents'.
         """
         if self.blend == 1:
-            return self._ternary_weight(dtype)
-        blended = torch.lerp(self.weight, self._ternary_weight(), self.blend)
-        return blended.to(dtype or self.weight.dtype)
-
-    def _ternary_weight(self, dtype: torch.dtype | None = None) -> Tensor:
-        if self.three_of_four:
-            weight = multiply_out(*self.ternary_parts(), self.grouping)
-            return weight.to(dtype or self.weight.dtype)
-        return ternary_weight(self.weight, self.grouping, dtype, self._scales())
+            return ternary_weight(self.weight, self.grouping, dtype, self._scales())
+        ternary = ternary_weight(self.weight, self.grouping, None, self._scales())
+        return torch.lerp(self.weight, ternary, self.blend).to(dtype or self.weight.dtype)
 
     def _compute_dtype(self) -> torch.dtype:
         """Return the dtype of products, in which the weight is built at once.
@@ -262,20 +211,14 @@ class TernaryLinear(nn.Linear):
 
     def ternary_parts(self) -> tuple[Tensor, Tensor]:
         """Return codes (out, in) int8 and scales (out, groups) bfloat16."""
-        return codes_as_packed(self.packing, self.weight.detach(), self.grouping, self._scales())
+        return ternary_codes(self.weight.detach(), self.grouping, self._scales())
 
     def packed_bytes(self) -> int:
         """Return the size of codes, bfloat16 scales and gains in the packed file, without bias."""
         rows, groups = self.scales_shape
         norm = self.norm_weight
         gains = 0 if norm is None else norm.numel() * norm.element_size()
-        return packed_length(self.weight.shape, self.packing) + 2 * rows * groups + gains
-
-    def _kept_parts(self) -> tuple[Tensor, Tensor | None]:
-        """Return weight and bias of the forward pass without gradients."""
-        if not self.dead_zone_bias:
-            return self._kept_weight(), self.bias
-        return (weight := self._kept_weight()), self._whole_bias(weight)
+        return packed_length(self.weight.numel(), self.packing) + 2 * rows * groups + gains
 
     def _kept_weight(self) -> Tensor:
         weight = self.weight
@@ -299,16 +242,6 @@ class TernaryLinear(nn.Linear):
             f"{super().extra_repr()}, group_size={self.grouping}, "
             f"activation_bits={self.activation_bits}"
         )
-
-
-def refuse_added_bias(model: nn.Module, what: str) -> None:
-    """Raise PhaseError when layers have a bias for which `what`, a plain model, has no place."""
-    for name, module in model.named_modules():
-        if getattr(module, "added_bias", False):
-            raise PhaseError(
-                f"{what} cannot hold the bias that {name} got from its dead zone; make the model "
-                "ternary with linear.dead_zone_bias=0, or export it as packed"
-            )
 
 
 def refuse_prepared(layer: nn.Module, what: str) -> None:

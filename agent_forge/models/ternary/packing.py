@@ -1,15 +1,13 @@
 """Pack ternary codes into bytes, losslessly, and write the file that would be shipped.
 
-Three packings of codes -1, 0, +1: `two_bit` holds four codes per byte, `five_trits` five (3^5 = 243
-values; 1.6 bits per weight), `three_of_four` 32 in five bytes (1.25 bits; of every four codes in a
-row exactly one is 0). The file is plain safetensors: `<module>.weight_codes` uint8,
+Two packings of codes -1, 0, +1: `two_bit` holds four codes per byte, `five_trits` five (3^5 = 243
+values; 1.6 bits per weight). The file is plain safetensors: `<module>.weight_codes` uint8,
 `<module>.weight_scales` bfloat16 (rows, groups), the same for rounded embeddings and heads, every
 other tensor as it is, and the shapes in the header. Reads and writes only that file.
 """
 
 import json
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +18,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from agent_forge.checkpoint import atomic
-from agent_forge.config.ternary import THREE_OF_FOUR, no_codewords, unknown_packing
+from agent_forge.config.ternary import no_codewords, unknown_packing
 from agent_forge.core.errors import CheckpointError, ConfigError
 from agent_forge.models.storage import stored_tensors
-from agent_forge.models.ternary import embedding, three_of_four
-from agent_forge.models.ternary.codes import multiply_out, ternary_codes
+from agent_forge.models.ternary import embedding
+from agent_forge.models.ternary.codes import multiply_out
 
 _FORMAT = "forge_ternary_packed"
 # A packed layer has these two tensors instead of its weight.
@@ -73,25 +71,17 @@ def packing_named(name: str) -> Packing:
     return PACKINGS[name]
 
 
-def packed_length(shape: Sequence[int], packing: str) -> int:
-    """Return how many bytes codes of `shape` take; the last byte may be partly empty."""
-    count = math.prod(shape)
-    if packing == THREE_OF_FOUR:
-        return three_of_four.packed_length(*_as_rows(shape))
+def packed_length(count: int, packing: str) -> int:
+    """Return how many bytes `count` codes take; the last byte may be partly empty."""
     return -(-count // packing_named(packing).codes_per_byte)
-
-
-def _as_rows(shape: Sequence[int]) -> tuple[int, int]:
-    """Return (rows, columns) of a shape whose last dimension is the columns."""
-    columns = shape[-1] if len(shape) else 1
-    return math.prod(shape[:-1]), columns
 
 
 def pack(codes: Tensor, packing: str) -> Tensor:
     """Return codes -1, 0, +1 of any shape as (bytes,) uint8, in row-major order.
 
-    Raises ConfigError when a code is not one of the three, or the packing cannot hold them.
+    Raises ConfigError when a code is not one of the three.
     """
+    kind = packing_named(packing)
     flat = codes.reshape(-1)
     are_ternary = (flat == -1) | (flat == 0) | (flat == 1)
     if not bool(are_ternary.all()):
@@ -99,11 +89,8 @@ def pack(codes: Tensor, packing: str) -> Tensor:
             f"ternary codes must be -1, 0 or 1, got values from {flat.min()} to "
             f"{flat.max()}; quantise first"
         )
-    if packing == THREE_OF_FOUR:
-        return three_of_four.pack(codes.reshape(_as_rows(codes.shape)))
-    kind = packing_named(packing)
     digits = torch.zeros(
-        packed_length(flat.shape, packing) * kind.codes_per_byte,
+        packed_length(flat.numel(), packing) * kind.codes_per_byte,
         dtype=torch.uint8,
         device=codes.device,
     )
@@ -117,32 +104,18 @@ def unpack(packed: Tensor, shape: torch.Size | tuple[int, ...], packing: str) ->
     Raises CheckpointError when the length does not fit or a code is 3.
     """
     count = torch.Size(shape).numel()
-    if packed.numel() != packed_length(shape, packing):
+    if packed.numel() != packed_length(count, packing):
         raise CheckpointError(
             f"{packed.numel():,} bytes of {packing} codes do not hold a tensor of shape "
             f"{tuple(shape)}, "
-            f"which takes {packed_length(shape, packing):,}; the file is damaged"
+            f"which takes {packed_length(count, packing):,}; the file is damaged"
         )
-    if packing == THREE_OF_FOUR:
-        return three_of_four.unpack(packed, *_as_rows(shape)).reshape(shape)
     digits = packing_named(packing).unpack(packed).reshape(-1)[:count]
     if count and int(digits.max()) > 2:
         raise CheckpointError(
             f"a {packing} code is {int(digits.max())}, allowed 0 to 2; the file is damaged"
         )
     return (digits.to(torch.int8) - 1).reshape(shape)
-
-
-def codes_as_packed(
-    packing: str, latents: Tensor, group_size: int, scales: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return codes (out, in) int8 and scales (out, groups) bfloat16 of a layer's latents.
-
-    scales: as in `ternary_codes`.
-    """
-    three = packing == THREE_OF_FOUR
-    make = three_of_four.three_of_four_codes if three else ternary_codes
-    return make(latents, group_size, scales)
 
 
 def write_packed(model: PreTrainedModel, path: Path) -> int:

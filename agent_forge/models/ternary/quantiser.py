@@ -113,10 +113,9 @@ def round_embeddings(model: PreTrainedModel, grid: CodeGrid) -> None:
 def _noted(settings: TernarySettings) -> dict[str, Any]:
     """Return what config.json says of settings."""
     noted = asdict(settings)
-    for later in ("dead_zone_bias", "rotate_inputs"):
+    if not settings.rotate_inputs:
         # Where it is off, files have the bytes that they had before there was such a setting.
-        if not noted[later]:
-            del noted[later]
+        del noted["rotate_inputs"]
     return noted
 
 
@@ -158,16 +157,12 @@ class TernaryHfQuantizer(HfQuantizer):
     quantization_config: TernaryConfig
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:  # noqa: ARG002
-        settings = self.quantization_config.settings()
-        if not install_layers(model, settings):
+        if not install_layers(model, self.quantization_config.settings()):
             raise PhaseError(
                 f"config.json says {METHOD}, but no layer of {type(model).__name__} fits "
                 f"{self.quantization_config.to_dict()}; the config and the model do not "
                 "belong together"
             )
-        if settings.dead_zone_bias:
-            for layer in ternary_layers(model).values():
-                layer.expect_bias()
         if self.quantization_config.packed:
             checkpoint.open_placeholders(model)
 

@@ -35,13 +35,7 @@ from agent_forge.models.ternary import (
     ternary_codes,
     ternary_layers,
 )
-from agent_forge.models.ternary.three_of_four import (
-    nonzero_mask,
-    project_three_of_four,
-    signs,
-    three_of_four_codes,
-)
-from agent_forge.phases.bitnet.refine import nearest, refined, sign_alone
+from agent_forge.phases.bitnet.refine import refined
 
 # The multiples of mean|W| that are tried as the scale of a group; 1.5 is best for a Gaussian.
 SCALES = (
@@ -64,13 +58,11 @@ class Rounding:
     damping: what is added to the Hessian's diagonal, as a share of its geometric mean. A few
     columns can carry most of the power (in one down_proj of SmolLM2 all of it), and a share of the
     plain mean would be more than most columns have. sweeps: how many passes over all columns follow
-    the rounding in order. three_of_four: in every four weights of a row exactly one becomes zero,
-    chosen when the turn of its group comes; the sweeps then move signs alone.
+    the rounding in order.
     """
 
     damping: float
     sweeps: int = 0
-    three_of_four: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,18 +190,14 @@ def compensate(
     if pull is not None:
         # The weight of least squares for the outputs that are aimed at: W + E[d xᵀ] H⁻¹.
         goal = goal + torch.cholesky_solve(pull.double().T, lower).T.float()
-    order = _three_in_order if rounding.three_of_four else _round_in_order
-    codes, moved = order(goal, upper_from(lower), group_size)
-    codes_of = three_of_four_codes if rounding.three_of_four else ternary_codes
+    codes, moved = _round_in_order(goal, upper_from(lower), group_size)
 
     def fit(chosen_codes: Tensor, otherwise: Tensor) -> Tensor:
         return _fit_scales(goal, chosen_codes, hessian, group_size, otherwise).expand(len(goal), -1)
 
-    start = (codes, fit(codes, codes_of(goal, group_size)[1]), moved)
-    choose = sign_alone if rounding.three_of_four else nearest
-    codes, scales, moved = refined(goal, hessian, start, group_size, fit, rounding.sweeps, choose)
-    project = project_three_of_four if rounding.three_of_four else project_latents
-    latents = project(codes, scales, group_size, target=moved)
+    start = (codes, fit(codes, ternary_codes(goal, group_size)[1]), moved)
+    codes, scales, moved = refined(goal, hessian, start, group_size, fit, rounding.sweeps)
+    latents = project_latents(codes, scales, group_size, target=moved)
     return latents, scales[:1] if group_size == TENSOR else scales
 
 
@@ -244,45 +232,6 @@ def _round_in_order(original: Tensor, upper: Tensor, group_size: int) -> tuple[T
     lazy = group_size if group_size > 0 else COLUMNS
     code_in_order(original, upper, rounded, lazy=lazy, begin=begin, fused=True)
     return codes, moved
-
-
-def _three_in_order(original: Tensor, upper: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
-    """Return what `_round_in_order` returns, with exactly one zero in every four of a row.
-
-    Which one is decided when the turn of its group comes: the one whose zero then costs least.
-    """
-    codes, moved = torch.empty_like(original, dtype=torch.int8), torch.empty_like(original)
-    column_cost = upper.diagonal() ** -2
-    scale, zeros = three_scale(original, column_cost), original == 0
-    if group_size == TENSOR:
-        scale = scale.mean().expand_as(scale)
-
-    def begin(group: Tensor, first: int) -> None:
-        nonlocal scale
-        cost = column_cost[first : first + group.shape[1]]
-        if group_size > 0:
-            scale = three_scale(group, cost)
-        zeros[:, first : first + group.shape[1]] = ~nonzero_mask(
-            cost * (2 * group.abs() - scale[:, None])
-        )
-
-    def rounded(block: Tensor, first: int) -> Tensor:
-        code = signs(block).masked_fill(zeros[:, first : first + 1], 0.0)
-        codes[:, first], moved[:, first] = code[:, 0].to(torch.int8), block[:, 0]
-        return code * scale[:, None]
-
-    lazy = group_size if group_size > 0 else COLUMNS
-    code_in_order(original, upper, rounded, lazy=lazy, begin=begin, fused=True)
-    return codes, moved
-
-
-def three_scale(block: Tensor, column_cost: Tensor) -> Tensor:
-    """Return the scale of least weighted squared error for the zeros of least size, row by row.
-
-    It is the weighted mean size of the others. block: (rows, columns); column_cost: (columns,).
-    """
-    weights = nonzero_mask(block.abs()) * column_cost
-    return (block.abs() * weights).sum(1) / weights.sum(1)
 
 
 def best_scale(block: Tensor, column_cost: Tensor) -> Tensor:

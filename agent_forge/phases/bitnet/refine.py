@@ -21,18 +21,6 @@ from agent_forge.models.ternary import TENSOR, multiply_out
 COLUMNS = 128
 
 Fit = Callable[[Tensor, Tensor], Tensor]
-# Returns the codes of a column, (R,), from what would be best for it, its scales and its codes.
-Choose = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def nearest(wish: Tensor, scale: Tensor, code: Tensor) -> Tensor:  # noqa: ARG001 - a Choose
-    """Return the code nearest to each wish."""
-    return wish.sign() * (wish.abs() > scale / 2) * (scale > 0)
-
-
-def sign_alone(wish: Tensor, scale: Tensor, code: Tensor) -> Tensor:  # noqa: ARG001 - a Choose
-    """Return the sign of each wish, and 0 where the code is 0: zeros stay where they are."""
-    return torch.ones_like(wish).copysign_(wish) * code.abs()
 
 
 def refined(
@@ -42,20 +30,18 @@ def refined(
     group_size: int,
     fit: Fit,
     sweeps: int,
-    choose: Choose = nearest,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return (codes (R, C) int8, scales (R, G) bfloat16, wishes (R, C)) after `sweeps` passes
     over all columns.
 
     start: the same three before the first sweep. A wish is the weight that would have been best for
     its column, and rounds to its code. hessian_CC: with a positive diagonal. fit: returns the best
-    scales for codes (R, C), or the scales (R, G) it was called with where the best are not
-    usable. choose: how a wish becomes a code.
+    scales for codes (R, C), or the scales (R, G) it was called with where the best are not usable.
     """
     codes, scales, wishes = start
     slope, error = _slope_and_error(goal_RC, hessian_CC, codes, scales, group_size)
     for _ in range(sweeps):
-        new_codes, new_wishes = _sweep(hessian_CC, slope, (codes, scales), group_size, choose)
+        new_codes, new_wishes = _sweep(hessian_CC, slope, codes, scales, group_size)
         new_scales = fit(new_codes, scales)
         new_slope, new_error = _slope_and_error(
             goal_RC, hessian_CC, new_codes, new_scales, group_size
@@ -89,19 +75,12 @@ def _slope_and_error(
 
 
 def _sweep(
-    hessian: Tensor,
-    slope: Tensor,
-    coded: tuple[Tensor, Tensor],
-    group_size: int,
-    choose: Choose = nearest,
+    hessian: Tensor, slope: Tensor, codes: Tensor, scales: Tensor, group_size: int
 ) -> tuple[Tensor, Tensor]:
     """Return new codes and wishes of one pass over the columns.
 
     Works on transposed tensors, where a column is contiguous.
-
-    coded: codes and scales before it.
     """
-    codes, scales = coded
     # The slope of a column is its residual times H: what moving its codes would gain. It is copied
     # also where there is one row, which `contiguous` would not copy.
     slope_CR = slope.T.clone(memory_format=torch.contiguous_format)
@@ -117,7 +96,7 @@ def _sweep(
             scale, code = wide_CR[start + j], codes_CR[start + j]
             # The weight at which the row's error is least when all other columns stay.
             wish = torch.addcdiv(code * scale, own[j], diagonal[start + j].expand_as(scale))
-            chosen = choose(wish, scale, code)
+            chosen = wish.sign() * (wish.abs() > scale / 2) * (scale > 0)
             moves[j] = (chosen - code) * scale
             # Only the slopes of this block are updated now; one product updates all of them later.
             own[j + 1 :].addr_(near[j, j + 1 :], moves[j], alpha=-1)

@@ -81,8 +81,6 @@ def run(phase: PhaseRun[Config]) -> Report:
         batches = _mixture(config, texts, "train")
         distil(phase, parent, model, batches, tokenizer.pad_token_id)
         stages["trained"] = scored("trained", model)
-    for layer in ternary_layers(model).values():
-        layer.settle_bias()
     by_domain = _by_domain(phase, parent, model)
     items = config.unseen_items
     elsewhere = evaluate.kept_elsewhere(
@@ -194,7 +192,7 @@ def start_compensated(
             events.progress("compensate", done, total)
             out.check_stop()
 
-        rounding = Rounding(config.init.damping, config.init.sweeps, config.linear.three_of_four)
+        rounding = Rounding(config.init.damping, config.init.sweeps)
         calibration = CalibrationRun(windows=windows(), dtype=phase.dtype, progress=progress)
         return compensated(parent, model, calibration, config.init.waves, rounding)
 
@@ -252,12 +250,10 @@ def distil(
             settings={"distill": asdict(config.distill), "blend_share": train.blend_share},
         ),
     )
-    set_blend(model, 1.0)
     for layer in ternary_layers(model).values():
-        # First, because scales that become mean sizes again move the latents of the dead zone.
-        layer.settle_bias()
         layer.tie_scales()
     model.requires_grad_(True)
+    set_blend(model, 1.0)
 
 
 def _trained(model: PreTrainedModel, scale_lr: float) -> list[dict[str, Any]] | None:

@@ -243,7 +243,7 @@ def test_pack_then_unpack_is_exact_at_every_shape(
     )
     packed = pack(codes, packing)
     assert packed.dtype == torch.uint8
-    assert packed.numel() == packed_length(codes.shape, packing)
+    assert packed.numel() == packed_length(codes.numel(), packing)
     assert torch.equal(unpack(packed, codes.shape, packing), codes)
 
 
