@@ -51,7 +51,6 @@ class TernarySettings:
     embedding_bits: Annotated[int, OneOf(EMBEDDING_BITS)] = 0
     embedding_group: CountOrNone = 0
     sub_norm: list[Text] = field(default_factory=list)
-    rotate_inputs: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.group_size, int) or self.group_size < TENSOR:

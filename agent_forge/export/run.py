@@ -1,7 +1,6 @@
 """Export one checkpoint in one format, for `forge export`."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,6 @@ from agent_forge.export import FORMATS, Exported, card
 DEFAULT_TYPES = {
     "gguf": "Q8_0", "ollama": "Q8_0", "hf": "BF16", "packed": "codes", "lora": "F32",
 }  # fmt: skip
-# What ternary layers may do beside multiplying, by the setting of `forge bitnet linear.…`, and the
-# value that turns it off.
-NOT_PLAIN = {
-    "sub_norm": ("normalise their input", "[]"),
-    "rotate_inputs": ("rotate their input", "false"),
-    "dead_zone_bias": ("have biases that a plain model does not have", "0"),
-}
 # Ollama's template language is Go's. This writes what data/chat_template.py's CHAT_TEMPLATE writes;
 # Ollama offers tools to a model whose template names .Tools, and finds the tag of calls as the first
 # text within .ToolCalls: the line end before a call is therefore an expression, not text.
@@ -78,7 +70,7 @@ def export(
             f"--check compares a GGUF file with llama.cpp; format {format_name} writes none"
         )
     _refuse_to_replace(source, out, is_folder=format_name in ("hf", "ollama"))
-    _refuse_for_all(source, ("sub_norm", "rotate_inputs"))
+    _refuse_sub_norm(source)
     kind = kind or DEFAULT_TYPES[format_name]
     done = _WRITERS[format_name](source, out, kind)
     if check:
@@ -135,18 +127,15 @@ def _refuse_to_replace(source: Path, out: Path, *, is_folder: bool) -> None:
         )
 
 
-def _refuse_for_all(source: Path, settings: Sequence[str]) -> None:
-    """Raise ConfigError where ternary layers have one of `settings`, which no other format holds."""
+def _refuse_sub_norm(source: Path) -> None:
+    """Raise ConfigError where ternary layers normalise their input, which no format holds."""
     content = json.loads((source / "config.json").read_text(encoding="utf-8"))
     places = (content, content.get("base_config") or {})
-    quantisation = [place.get("quantization_config") or {} for place in places]
-    for setting in settings:
-        does, off = NOT_PLAIN[setting]
-        if any(one.get(setting) for one in quantisation):
-            raise ConfigError(
-                f"no format that forge exports holds this model, whose ternary layers {does}; use "
-                f"the checkpoint itself, or make it again with linear.{setting}={off}"
-            )
+    if any((place.get("quantization_config") or {}).get("sub_norm") for place in places):
+        raise ConfigError(
+            "no format that forge exports holds this model, whose ternary layers normalise their "
+            "input; use the checkpoint itself, or make it again with linear.sub_norm=[]"
+        )
 
 
 def _is_export(folder: Path) -> bool:
@@ -213,7 +202,6 @@ def _packed(source: Path, out: Path, kind: str) -> Exported:
         model = load(source)
     except UnsupportedModelError as error:
         # A Hugging Face folder does not hold these either.
-        _refuse_for_all(source, ["dead_zone_bias"])
         raise ConfigError(
             f"{str(error).removesuffix('; use engine=torch')}; use --format hf"
         ) from error

@@ -34,11 +34,11 @@ def plain_value(model: Any, name: str) -> Any:
     Raises PhaseError for a layer that normalises its input, because a plain model cannot do that.
     """
     from agent_forge.models.conv1d import is_transposed
-    from agent_forge.models.ternary import refuse_prepared
+    from agent_forge.models.ternary import refuse_norm
 
     owner, _, leaf = name.rpartition(".")
     module = model.get_submodule(owner)
-    refuse_prepared(module, "this export")
+    refuse_norm(module, "this export")
     ternary = getattr(module, "quantised_weight", None)
     value = ternary() if ternary and leaf == "weight" else getattr(module, leaf)
     return value.T if leaf == "weight" and is_transposed(module) else value

@@ -94,11 +94,6 @@ class _Reader:
             raise UnsupportedModelError(
                 "the packed engine reads ternary latents without SubLN only; use engine=torch"
             )
-        if self.quantization.get("rotate_inputs"):
-            raise UnsupportedModelError(
-                "the packed engine does not rotate inputs, and linear.rotate_inputs=true made this "
-                "model with it; use engine=torch"
-            )
 
     def is_tied(self, module: str, shape: Shape) -> bool:
         """Return whether a head is the embedding: noted in the config, or tied and not stored."""

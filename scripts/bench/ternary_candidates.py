@@ -2,7 +2,7 @@
 
     python -m scripts.bench run ternary_candidates --parent outputs/run_all/1-cognate/trunk --seeds 3
     python -m scripts.bench run ternary_candidates --smoke
-    python -m scripts.bench run --results FOLDER ternary_candidates --only "rotated inputs"
+    python -m scripts.bench run --results FOLDER ternary_candidates --only "KL alone"
 
 Leave-one-in: `forge bitnet` as shipped, with one thing changed. Every seed trains every variant on
 as many tokens, in an order that turns from seed to seed. Compared are the KL from the parent and
@@ -50,7 +50,6 @@ CANDIDATES: Mapping[str, tuple[str, ...]] = {
     "longer windows": (),  # see `overrides`
     "cross-entropy at .1": ("distill.ce_weight=0.1",),
     "KL alone": ("distill.ce_weight=0",),
-    "rotated inputs": ("linear.rotate_inputs=true",),
     "ternary embedding and head": ("linear.embedding_bits=2",),
     "4-bit embedding and head": ("linear.embedding_bits=4",),
 }

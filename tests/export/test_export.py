@@ -30,7 +30,6 @@ from agent_forge.core.errors import (
     CheckpointError,
     ConfigError,
     GateError,
-    PhaseError,
     StorageError,
 )
 from agent_forge.data.chat_template import CHAT_TEMPLATE
@@ -42,9 +41,7 @@ from agent_forge.models.gguf_format import families
 from agent_forge.models.storage import quiet_transformers
 from agent_forge.models.ternary import (
     TernarySettings,
-    save_packed,
     ternarise,
-    ternary_layers,
 )
 from agent_forge.models.thought import ThoughtForCausalLM
 
@@ -561,8 +558,8 @@ def test_a_packed_export_runs(wide: Path, tmp_path: Path) -> None:
     )
 
 
-def ternary(folder: Path, tokenizer: Any, *, packed: bool, **settings: Any) -> Path:
-    """Write a tiny ternary model, packed or with latents, and return the folder."""
+def ternary(folder: Path, tokenizer: Any, **settings: Any) -> Path:
+    """Write a tiny ternary model and return the folder."""
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -572,27 +569,21 @@ def ternary(folder: Path, tokenizer: Any, *, packed: bool, **settings: Any) -> P
     )  # fmt: skip
     plain = {"group_size": 16, "activation_bits": 8, "packing": "five_trits", "skip": []}
     ternarise(model, TernarySettings(**plain, **settings))
-    for layer in ternary_layers(model).values():
-        layer.settle_bias()
-    if packed:
-        save_packed(model, tokenizer, folder)
-    else:
-        models.save(model, tokenizer, folder)
+    models.save(model, tokenizer, folder)
     return folder
 
 
-@pytest.mark.parametrize(("setting", "value"), [("sub_norm", ["o_proj"]), ("rotate_inputs", True)])
 @pytest.mark.parametrize("format_name", FORMATS)
 @pytest.mark.parametrize("thinks", [False, True])
 def test_no_format_is_advised_for_layers_that_none_holds(
-    setting: str, value: Any, format_name: str, thinks: bool, tiny_tokenizer: Any, tmp_path: Path
+    format_name: str, thinks: bool, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
-    source = ternary(tmp_path / "m", tiny_tokenizer, packed=False, **{setting: value})
+    source = ternary(tmp_path / "m", tiny_tokenizer, sub_norm=["o_proj"])
     if thinks:
         content = json.loads((source / "config.json").read_text())
         wrapped = {"model_type": "thought", "base_config": content}
         (source / "config.json").write_text(json.dumps(wrapped))
-    with pytest.raises(ConfigError, match=rf"no format .* linear\.{setting}=") as refusal:
+    with pytest.raises(ConfigError, match=r"no format .* linear\.sub_norm=") as refusal:
         export(source, tmp_path / "out", format_name)
     assert "--format" not in str(refusal.value)
     assert not (tmp_path / "out").exists()
@@ -604,23 +595,6 @@ def test_a_damaged_config_is_named(format_name: str, tmp_path: Path) -> None:
     (tmp_path / "m" / "config.json").write_text('{"model_type": ')
     with pytest.raises(CheckpointError, match=r"config\.json is not JSON .* from a copy"):
         export(tmp_path / "m", tmp_path / "out", format_name)
-
-
-def test_the_format_that_is_advised_for_biases_of_dead_zones_takes_them(
-    tiny_tokenizer: Any, tmp_path: Path
-) -> None:
-    source = ternary(tmp_path / "m", tiny_tokenizer, packed=False, dead_zone_bias=0.1)
-    for other in ("hf", "gguf"):
-        with pytest.raises(PhaseError, match="or export it as packed"):
-            export(source, tmp_path / "out", other)
-    export(source, tmp_path / "m.forge", "packed")
-    ids = [3, 4, 5]
-    expected = check.logits_of(models.load(source), [ids])[0]
-    logits = runtime.load(tmp_path / "m.forge").logits(ids)
-    assert np.linalg.norm(logits - expected) <= 1e-3 * np.linalg.norm(expected)
-    unread = ternary(tmp_path / "p", tiny_tokenizer, packed=True, dead_zone_bias=0.1)
-    with pytest.raises(ConfigError, match=r"no format .* linear\.dead_zone_bias=0"):
-        export(unread, tmp_path / "p.forge", "packed")
 
 
 def test_the_command_writes_the_file_its_card_and_json(

@@ -58,8 +58,7 @@ def logits(model: nn.Module) -> Tensor:
 @pytest.mark.parametrize(
     "changes",
     [
-        {}, {"group_size": -1}, {"sub_norm": ["o_proj", "c_proj"]}, {"rotate_inputs": True},
-        {"packing": "three_of_four"}, {"activation_bits": 0},
+        {}, {"group_size": -1}, {"sub_norm": ["o_proj", "c_proj"]}, {"activation_bits": 0},
         {"skip": ["lm_head", "q_proj", "c_attn"]},
     ],
 )  # fmt: skip

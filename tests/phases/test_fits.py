@@ -124,15 +124,6 @@ def test_a_quantised_source_and_a_budget_below_what_is_not_coded_are_refused() -
                 "quantization_config": {"quant_method": "forge_ternary", "sub_norm": ["o_proj"]},
             }
         )
-    with pytest.raises(
-        ConfigError, match=r"cannot rotate its input, .* linear\.rotate_inputs=false"
-    ):
-        compress_lines(
-            {
-                **llama,
-                "quantization_config": {"quant_method": "forge_ternary", "rotate_inputs": True},
-            }
-        )
     small = ["budget.quality_floor=0", "budget.bytes_ratio=0.05", "codec.min_weights=3000"]
     with pytest.raises(ConfigError, match="what is not coded takes"):
         compress_lines(llama, *small)

@@ -85,17 +85,17 @@ def test_some_candidates_alone_have_a_reference_of_their_own_and_a_record_that_n
 
     def trial(_: Candidates, variant: str, seed: int) -> dict[str, Any]:
         trained.append((variant, seed))
-        worth = {"rotated inputs": 0.5, "KL alone": 1.5}.get(variant, 1.0) + 0.01 * seed
+        worth = {"cross-entropy at .1": 0.5, "KL alone": 1.5}.get(variant, 1.0) + 0.01 * seed
         by_kind = dict.fromkeys(KINDS, worth)
         return {"kl": by_kind, "bits": by_kind, "seconds": worth, "bytes": 2}
 
     monkeypatch.setattr(trials, "Trials", lambda _: SimpleNamespace())
     monkeypatch.setattr(Candidates, "trial", trial)
-    result = ternary_candidates.run(["--seeds", "2", "--only", "KL alone", "rotated inputs"])
-    assert {name for name, _ in trained} == {SHIPPED, "KL alone", "rotated inputs"}
+    result = ternary_candidates.run(["--seeds", "2", "--only", "KL alone", "cross-entropy at .1"])
+    assert {name for name, _ in trained} == {SHIPPED, "KL alone", "cross-entropy at .1"}
     assert result.figure == 1.0
     assert result.unit == "of 2 candidates win and are off"
-    assert "KL alone, rotated inputs" in result.note
+    assert "KL alone, cross-entropy at .1" in result.note
     assert [figure.figure for figure in result.figures[:2]] == pytest.approx([-0.5, 0.5])
     with pytest.raises(SystemExit):
         ternary_candidates.run(["--only", "no such candidate"])

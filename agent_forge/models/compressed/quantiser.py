@@ -30,12 +30,7 @@ from agent_forge.models.compressed.layers import Coded, CompressedEmbedding, Com
 from agent_forge.models.compressed.tensors import coded_modules, coded_tensors, tied_modules
 from agent_forge.models.conv1d import is_transposed
 from agent_forge.models.scaled_embedding import scale_of
-from agent_forge.models.ternary import (
-    RoundedEmbedding,
-    RoundedHead,
-    TernaryLinear,
-    refuse_prepared,
-)
+from agent_forge.models.ternary import RoundedEmbedding, RoundedHead, TernaryLinear, refuse_norm
 
 METHOD = "forge_compressed"
 
@@ -233,7 +228,12 @@ def _coded_like(
         layer.bias, layer.in_place_of_conv1d = old.bias, True
         return layer
     assert isinstance(old, nn.Linear)
-    refuse_prepared(old, "a compressed model")
+    refuse_norm(old, "a compressed model")
+    if getattr(old, "norm_weight", None) is not None:
+        raise PhaseError(
+            "a compressed layer cannot normalise its input; make the model ternary "
+            "with linear.sub_norm=[]"
+        )
     layer = CompressedLinear(
         old.in_features,
         old.out_features,

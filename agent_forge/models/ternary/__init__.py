@@ -5,7 +5,6 @@ files.
     layer.py       the linear layer
     install.py     put layers into a model, and list them
     codes.py       codes, scales and latents
-    rotation.py    the fixed rotation of inputs
     embedding.py   embeddings and heads on a grid of integers
     packing.py     codes in bytes, and the packed file
     checkpoint.py  a packed file as a Hugging Face directory
@@ -31,7 +30,7 @@ from agent_forge.models.ternary.install import (
     set_blend,
     ternary_layers,
 )
-from agent_forge.models.ternary.layer import TernaryLinear, refuse_prepared
+from agent_forge.models.ternary.layer import TernaryLinear, refuse_norm
 from agent_forge.models.ternary.quantiser import (
     TernaryConfig,
     TernaryHfQuantizer,
@@ -56,7 +55,7 @@ __all__ = [
     "multiply_out",
     "project_latents",
     "quantise_activations",
-    "refuse_prepared",
+    "refuse_norm",
     "register",
     "round_embeddings",
     "rounded_embeddings",

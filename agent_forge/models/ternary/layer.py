@@ -2,7 +2,7 @@
 
 Its forward uses codes times one scale per group of inputs, and int8 activations; gradients pass
 straight through to the latents. Source: BitNet b1.58, arXiv:2402.17764; gradual lambda: Hugging
-Face's 1.58-bit fine-tuning; rotated inputs: rotation.py.
+Face's 1.58-bit fine-tuning.
 """
 
 from typing import Any
@@ -23,7 +23,6 @@ from agent_forge.models.ternary.codes import (
     ternary_weight,
 )
 from agent_forge.models.ternary.packing import packed_length
-from agent_forge.models.ternary.rotation import rotated
 
 NORM_EPS = 1e-6
 
@@ -65,8 +64,6 @@ class TernaryLinear(nn.Linear):
     weight_scale: normally None, and the scale of a group is mean|latents|. Between `free_scales`
     and `tie_scales` it is a flat parameter, (out * groups,), or (1,) for one scale per tensor. The
     file format cannot hold it.
-    rotates_input: whether the layer rotates its input (rotation.py); `weight` is then that of the
-    rotated input, which `rotate_weight` makes of a plain one.
 
     Without gradients the ternary weight is cached until the latents change (in place, by optimiser,
     `copy_` or load) or the mode is set. Only a write through `.data` is not noticed.
@@ -93,7 +90,6 @@ class TernaryLinear(nn.Linear):
         self.group_size = settings.group_size if settings.group_size > 0 else in_features
         self.activation_bits = settings.activation_bits
         self.packing = settings.packing
-        self.rotates_input = settings.rotate_inputs
         self.blend = 1.0
         self._kept: tuple[tuple[Any, ...], Tensor] | None = None
 
@@ -116,14 +112,9 @@ class TernaryLinear(nn.Linear):
         """Normalise the input from now on, with gains that start at 1."""
         self.norm_weight = nn.Parameter(torch.ones_like(self.weight[0]))
 
-    @torch.no_grad()
-    def rotate_weight(self) -> None:
-        """Make a plain weight, in place, that of the rotated input."""
-        self.weight.copy_(rotated(self.weight))
-
     def forward(self, input: Tensor) -> Tensor:
         """Return input (..., in) times the ternary weight, (..., out)."""
-        input = self.prepared(input)
+        input = self.normed(input)
         if self.blend == 0:
             return functional.linear(input, self.weight, self.bias)
         if not torch.is_grad_enabled():
@@ -175,12 +166,13 @@ class TernaryLinear(nn.Linear):
             return (1, 1)
         return (self.out_features, -(-self.in_features // self.group_size))
 
-    def prepared(self, x: Tensor) -> Tensor:
-        """Return x (..., in) as the weight takes it: normalised and rotated, where the layer is."""
-        if self.norm_weight is not None:
-            gains = self.norm_weight.float()
-            x = functional.rms_norm(x.float(), x.shape[-1:], gains, eps=NORM_EPS).to(x.dtype)
-        return rotated(x) if self.rotates_input else x
+    def normed(self, x: Tensor) -> Tensor:
+        """Return x (..., in), normalised if this layer has a norm."""
+        if self.norm_weight is None:
+            return x
+        return functional.rms_norm(
+            x.float(), x.shape[-1:], self.norm_weight.float(), eps=NORM_EPS
+        ).to(x.dtype)
 
     def _rounded_input(self, x: Tensor) -> Tensor:
         if not self.activation_bits:
@@ -244,15 +236,10 @@ class TernaryLinear(nn.Linear):
         )
 
 
-def refuse_prepared(layer: nn.Module, what: str) -> None:
-    """Raise PhaseError when a layer normalises or rotates its input, which `what` cannot do."""
+def refuse_norm(layer: nn.Module, what: str) -> None:
+    """Raise PhaseError when a layer normalises its input, which `what` cannot hold."""
     if getattr(layer, "norm_weight", None) is not None:
         raise PhaseError(
             f"{what} cannot hold layers that normalise their input; make the model "
             "ternary with linear.sub_norm=[]"
-        )
-    if getattr(layer, "rotates_input", False):
-        raise PhaseError(
-            f"{what} cannot hold layers that rotate their input; make the model "
-            "ternary with linear.rotate_inputs=false"
         )

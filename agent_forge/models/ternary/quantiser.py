@@ -33,10 +33,8 @@ from agent_forge.models.ternary.install import (
     install_embeddings,
     install_layers,
     is_skipped,
-    ternary_layers,
 )
 from agent_forge.models.ternary.layer import TernaryLinear
-from agent_forge.models.ternary.rotation import block_size
 
 METHOD = "forge_ternary"
 DEFAULTS: Mapping[str, Any] = {
@@ -73,26 +71,12 @@ def ternarise(model: PreTrainedModel, settings: TernarySettings) -> list[str]:
             f"layers have {sizes or 'no'} "
             "inputs. Lower the group size or shorten skip"
         )
-    if settings.rotate_inputs:
-        _rotate_weights(ternary_layers(model))
     quantizer = TernaryHfQuantizer(TernaryConfig(**asdict(settings)))
     own_config(model).quantization_config = quantizer.quantization_config
     # from_pretrained sets these on a quantised model; save_pretrained and the Trainer read them.
     noted: Any = model
     noted.hf_quantizer, noted.is_quantized, noted.quantization_method = quantizer, True, METHOD
     return names
-
-
-def _rotate_weights(layers: Mapping[str, TernaryLinear]) -> None:
-    """Make weights those of rotated inputs; layers with a common weight rotate it once."""
-    for name, layer in layers.items():
-        if block_size(layer.in_features) == 1:
-            raise PhaseError(
-                f"{name} has {layer.in_features} inputs, an odd number, which no block of the "
-                "rotation divides; set linear.rotate_inputs=false or add it to linear.skip"
-            )
-    for layer in {id(layer.weight): layer for layer in layers.values()}.values():
-        layer.rotate_weight()
 
 
 def round_embeddings(model: PreTrainedModel, grid: CodeGrid) -> None:
@@ -106,17 +90,8 @@ def round_embeddings(model: PreTrainedModel, grid: CodeGrid) -> None:
             f"{type(model).__name__} is not ternary; make it so first, with `forge bitnet`"
         )
     settings = replace(config.settings(), embedding_bits=grid.bits, embedding_group=grid.columns)
-    config.__dict__ |= _noted(settings)
+    config.__dict__ |= asdict(settings)
     install_embeddings(model, settings)
-
-
-def _noted(settings: TernarySettings) -> dict[str, Any]:
-    """Return what config.json says of settings."""
-    noted = asdict(settings)
-    if not settings.rotate_inputs:
-        # Where it is off, files have the bytes that they had before there was such a setting.
-        del noted["rotate_inputs"]
-    return noted
 
 
 class TernaryConfig(QuantizationConfigMixin):
@@ -139,14 +114,13 @@ class TernaryConfig(QuantizationConfigMixin):
                 f"quantization_config of a {METHOD} model has unknown keys {unknown}; remove them"
             )
         # The mixin writes the object's attributes, so every setting is one.
-        self.__dict__ |= _noted(TernarySettings(**{**DEFAULTS, **settings}))
+        self.__dict__ |= asdict(TernarySettings(**{**DEFAULTS, **settings}))
         self.packed = packed
 
     def settings(self) -> TernarySettings:
         """Return the checked settings."""
-        names = (one.name for one in fields(TernarySettings))
         return TernarySettings(
-            **{name: getattr(self, name) for name in names if hasattr(self, name)}
+            **{one.name: getattr(self, one.name) for one in fields(TernarySettings)}
         )
 
 

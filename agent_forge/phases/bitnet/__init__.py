@@ -7,12 +7,11 @@ train on through the rounding, with the float parent as teacher (KL on its logit
 next tokens. Options: scales train as parameters of their own; lambda grows from dense to ternary
 over the first steps; attention relations are matched (BitDistill, arXiv:2510.13998; MiniLM
 relations, arXiv:2012.15828); hidden states are matched; the parent writes the training text itself
-(mix: {own: 1}); weights that round to zero add a bias (Tequila, arXiv:2509.23809); exactly one
-weight in every four is zero (Sherry, arXiv:2601.07892); inputs are rotated by a Hadamard transform
-(QuaRot, arXiv:2404.00456); embedding and head are rounded too, to 8 or 4 bits or ternary. Source of
-the layer: BitNet b1.58, arXiv:2402.17764. Reads sources[0], any float causal LM with nn.Linear
-layers. Writes the same architecture with `quantization_config` forge_ternary: trainable latents in
-the file, the packed file's size as its deployable bytes.
+(mix: {own: 1}); embedding and head are rounded too, to 8 or 4 bits or ternary. Source of the
+layer: BitNet b1.58, arXiv:2402.17764. Reads sources[0], any float causal LM with nn.Linear layers.
+Writes the same architecture with `quantization_config` forge_ternary: trainable latents in the
+file, the packed file's size as its deployable bytes. What was tried and lost (a bias of the dead
+zone, one zero in every four weights, rotated inputs) is in docs/log.md.
 """
 
 from dataclasses import dataclass

@@ -157,7 +157,7 @@ def input_hessians(
         rounded = partial(quantise_activations, bits=bits) if bits else None
 
         def note(_: nn.Module, inputs: tuple[Any, ...], __: Any) -> None:
-            product = moments.of(layer.prepared(inputs[0]), rounded, kind=bits)
+            product = moments.of(layer.normed(inputs[0]), rounded, kind=bits)
             sums[name] = sums[name].add_(product) if name in sums else product.clone()
             counts[name] += inputs[0].numel() // layer.in_features
 

@@ -246,7 +246,7 @@ class BlockwiseCompensator:
             for x, (args, kwargs) in zip(stream, rest, strict=True):
                 run_until_stop(module, x, *args, **kwargs)
         inputs = torch.cat([part.flatten(0, -2) for part in raw])
-        rows = layer.prepared(inputs).float()
+        rows = layer.normed(inputs).float()
         return (
             quantise_activations(rows, layer.activation_bits) if layer.activation_bits else rows
         ), inputs

@@ -16,16 +16,11 @@ def check(config: Config, model_config: Mapping[str, Any]) -> list[str]:
     Raises ConfigError when the model has nothing to compress, and for settings that cannot work
     for it.
     """
-    ternary = model_config.get("quantization_config") or {}
-    for setting, what, off in (
-        ("sub_norm", "normalise", "[]"),
-        ("rotate_inputs", "rotate", "false"),
-    ):
-        if ternary.get(setting):
-            raise ConfigError(
-                f"a compressed layer cannot {what} its input, and layers of the source do; make the model ternary with "
-                f"linear.{setting}={off}"
-            )
+    if (model_config.get("quantization_config") or {}).get("sub_norm"):
+        raise ConfigError(
+            "a compressed layer cannot normalise its input, and layers of the source do; make the model ternary with "
+            "linear.sub_norm=[]"
+        )
     from agent_forge.models import conv1d
     from agent_forge.models.skeleton import skeleton
     from agent_forge.phases.compress import offers
