@@ -229,11 +229,6 @@ def _coded_like(
         return layer
     assert isinstance(old, nn.Linear)
     refuse_norm(old, "a compressed model")
-    if getattr(old, "norm_weight", None) is not None:
-        raise PhaseError(
-            "a compressed layer cannot normalise its input; make the model ternary "
-            "with linear.sub_norm=[]"
-        )
     layer = CompressedLinear(
         old.in_features,
         old.out_features,
