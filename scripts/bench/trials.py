@@ -70,10 +70,13 @@ def settled(options: argparse.Namespace) -> argparse.Namespace:
 
 
 class Trials:
-    """The parent, and trainings from it by settings, each done once."""
+    """The parent, and trainings from it by settings, each done once.
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options, self.work = options, options.work
+    place: where trials train and are scored; anything but cpu computes in bfloat16.
+    """
+
+    def __init__(self, options: argparse.Namespace, place: str = "cpu") -> None:
+        self.options, self.work, self.place = options, options.work, device.pick_device(place)
         self.work.mkdir(parents=True, exist_ok=True)
         self.file = self.work / "trials.jsonl"
         lines = self.file.read_text().splitlines() if self.file.exists() else []
@@ -89,6 +92,8 @@ class Trials:
             **key, "parent": self.parent.id, "rows": options.rows, "length": options.length,
             "windows": options.windows,
         }  # fmt: skip
+        if self.place.type != "cpu":
+            whole["device"] = str(self.place)
         name = json.dumps(whole, sort_keys=True)
         if name not in self.known:
             record = compute()
@@ -103,6 +108,8 @@ class Trials:
         options = self.options
         shape = [f"batch_rows={options.rows}", f"length_tokens={options.length}"]
         more = [SMOKE_DATA, "mix_rows=60", "dream.windows=4"] if options.smoke else []
+        if self.place.type != "cpu":
+            more += [f"runtime.device={self.place}", "runtime.dtype=bfloat16"]
         return compose(
             "train", Config,
             [*BARE, *shape, *more, *overrides, f"seed={seed}", f"out={place}"],
@@ -129,7 +136,7 @@ class Trials:
 
     def losses(self, child: Checkpoint) -> dict[str, float]:
         """Return held-out nats per learned token, kind by kind."""
-        model = models.load(child).eval()
+        model = models.load(child, device=self.place).eval()
         by_kind = {}
         for kind in KINDS:
             pairs = row_nll(model, self.held_out(kind))

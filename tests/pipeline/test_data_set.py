@@ -119,6 +119,23 @@ def test_a_build_that_is_killed_goes_on_and_ends_in_the_same_bytes(
         assert counts["own"]["bytes"] >= 0.5 * resumed.shares[name] * 24_000
 
 
+def test_the_model_writes_on_where_packages_run_out_of_text(
+    tiny_checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Packages hold some 70,000 bytes of chat."""
+    monkeypatch.setattr(own, "written", answers)
+    chat = "shares={prose: 0, chat: 1, mathematics: 0, code: 0, tool_calls: 0}"
+    large = [chat, "size_bytes=120000", "own.share=0.2", "own.batch_rows=64"]
+    with pytest.raises(DataError, match="name more texts"):
+        build("broad", recipe(tmp_path / "alone", *large), lambda _: None)
+    parent = f"own.parent={tiny_checkpoint.path}"
+    with pytest.raises(DataError, match="name more texts"):
+        build("broad", recipe(tmp_path / "few", parent, "own.prompts=64", *large), lambda _: None)
+    counts = build("broad", recipe(tmp_path, parent, *large), lambda _: None).manifest["counts"]
+    assert counts["chat"]["own"]["bytes"] > 0.3 * 120_000
+    assert sum(one["bytes"] for one in counts["chat"].values()) >= 120_000
+
+
 def test_a_real_model_writes_after_prompts_of_each_domain(
     tiny_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:

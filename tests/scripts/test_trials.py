@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from agent_forge.config.compose import compose
 from agent_forge.phases.train import Config
@@ -76,6 +77,7 @@ def test_a_trial_is_done_once_also_by_a_later_process(tmp_path: Path) -> None:
     def opened(rows: int) -> trials.Trials:
         bench = object.__new__(trials.Trials)
         bench.options = SimpleNamespace(rows=rows, length=8, windows=3)  # type: ignore[assignment]
+        bench.place = torch.device("cpu")
         bench.file, bench.parent = tmp_path / "t.jsonl", SimpleNamespace(id="p")  # type: ignore[assignment]
         lines = bench.file.read_text().splitlines() if bench.file.exists() else []
         bench.known = {line["key"]: line["record"] for line in map(json.loads, lines)}
@@ -100,7 +102,28 @@ def test_forgetting_is_the_rise_after_each_kind_was_learned() -> None:
     ]
     bench.chain = lambda variant, seed: chain  # type: ignore[method-assign]
     assert bench.forgetting("no replay", 0) == pytest.approx((1.0 + 0.4) / 2)
-    curve = {0.25: 3.0, 0.5: 2.0, 1.0: 1.0}
-    losses = {replay.NONE: curve, "real .5": {0.5: 1.5}}
-    bench.target_loss = lambda v, budget, seed: losses[v][budget]  # type: ignore[method-assign]
-    assert bench.efficiency("real .5", 0) == pytest.approx(2**0.5)
+
+
+@pytest.mark.parametrize(
+    ("ours", "ratio", "prose", "met"),
+    [(1.5, 2**0.5, 2.5, False), (0.5, 2.0, 3.5, False), (0.5, 2.0, 2.9, True)],
+)
+def test_efficiency_counts_at_equal_forgetting(
+    ours: float, ratio: float, prose: float, met: bool
+) -> None:
+    """Between two budgets the loss falls with the logarithm; beyond the last, that one counts."""
+    bench = object.__new__(replay.Replay)
+    curve = {
+        budget: {"tools": tools, "text": text}
+        for budget, tools, text in ((0.25, 3.0, 2.0), (0.5, 2.0, 2.4), (1.0, 1.0, 3.0))
+    }
+    losses = {replay.NONE: curve, "real .5": {0.5: {"tools": ours, "text": prose}}}
+    bench.target_losses = lambda v, budget, seed: losses[v][budget]  # type: ignore[method-assign]
+    measured = bench.efficiency("real .5", 0)
+    assert measured[0] == pytest.approx(ratio)
+    at_that_loss = {2**0.5: 2.7, 2.0: 3.0}[ratio]
+    assert measured[1] == pytest.approx(at_that_loss - prose)
+    efficiency, saved = replay._efficiency("real .5", [measured] * 2)
+    assert efficiency.met is met
+    assert saved.figure == pytest.approx(at_that_loss - prose)
+    assert ("at least that" in efficiency.n) == (ratio == 2.0)

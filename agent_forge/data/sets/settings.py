@@ -29,6 +29,7 @@ class OwnConfig:
 
     parent: str
     share: Annotated[float, Range(0, 1, below=True)]
+    prompts: Annotated[int, Range(1, 10**6)]
     batch_rows: Count
     new_tokens: Count
     temperature: Temperature

@@ -200,9 +200,10 @@ def _fill(
     batches: Iterator[list[Row]],
     say: Say,
 ) -> Domain:
-    """Return a domain with its share of bytes: the model's own rows first, packages for the rest.
+    """Return a domain with its share of bytes: the model's own rows first, then those of packages,
+    and the model's again where packages run out.
 
-    Raises DataError where the packages do not have as much.
+    Raises DataError where both do not have as much.
     """
     domain = Domain(name)
     goal = int(share * settings.size_bytes)
@@ -223,6 +224,8 @@ def _fill(
             if size >= goal:
                 break
             size += taken(row, text)
+    while size < goal and (batch := next(batches, None)) is not None:
+        size += sum(taken(row, OWN) for row in batch)
     if size < goal:
         raise DataError(
             f"texts.{name}={settings.texts[name]} and the model's own give {size:,} bytes, not "

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 BEGINNING_WORDS = 24  # words of a text that the model goes on from
-PROMPTS = 4000  # most prompts of a domain
 LONGEST_FUNCTION = 200  # characters of a docstring's first line that a prompt asks for
 NAMES = ("Ann", "Ben", "Eve", "Hal", "Ida", "Jon", "Kim", "Max", "Ray", "Sue", "Tom", "Val")
 THINGS = ("apples", "books", "boxes", "cards", "coins", "eggs", "pens", "shells", "stamps", "tiles")
@@ -44,14 +43,14 @@ STEPS = " Work it out step by step and end with the number."
 
 
 def prompts(domain: str, settings: BuildSettings) -> Iterator[Row]:
-    """Yield up to PROMPTS prompts of a domain: {"messages"} or {"text"}; none are held out."""
+    """Yield up to `own.prompts` prompts of a domain: {"messages"} or {"text"}; none are held out."""
     seed = seed_for(settings.seed, "data_set", "prompts", domain)
     source = {
         "prose": _beginnings, "chat": _openings, "mathematics": _stories, "code": _functions,
         "tool_calls": _tool_questions,
     }[domain]  # fmt: skip
     for number, row in enumerate(source(settings.data, seed)):
-        if number >= PROMPTS:
+        if number >= settings.own.prompts:
             return
         yield row
 
