@@ -10,6 +10,7 @@ from agent_forge.config.schema import (
     PhaseConfig,
     Report,
     RuntimeConfig,
+    StepMemory,
 )
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "PhaseConfig",
     "Report",
     "RuntimeConfig",
+    "StepMemory",
 ]

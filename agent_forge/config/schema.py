@@ -101,6 +101,22 @@ class GateConfig:
     on_failure: Annotated[str, OneOf(ON_FAILURE)]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepMemory:
+    """What the training steps of a phase hold, for the estimate of a dry run.
+
+    models: models of the source's size. rank: of the adapters that are trained; 0 where all weights
+    are. averages: averages of what is trained. tokens: that have a gradient. compared_tokens: those
+    on which two models' distributions are compared whole.
+    """
+
+    models: int
+    rank: int
+    averages: int
+    tokens: float
+    compared_tokens: float
+
+
 @dataclass(slots=True, kw_only=True)
 class PhaseConfig:
     """What every phase has."""
@@ -114,6 +130,10 @@ class PhaseConfig:
 
     def validate(self) -> None:
         """Check settings that depend on each other, once all are composed. Raises ConfigError."""
+
+    def step_memory(self) -> list[StepMemory]:
+        """Return what the steps of each training hold; none where rough figures must do."""
+        return []
 
     def work_tokens(self) -> float:
         """Return the phase's main work in trained tokens (forward and backward; a forward pass

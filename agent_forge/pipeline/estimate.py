@@ -2,14 +2,16 @@
 
 Time is the phase's count of tokens (`work_tokens`) at the rate of a training step timed here
 (`step_time`), times a factor measured for the phase (`Phase.effort`), plus the scoring of its gate.
-Memory is a process, the copies of the model that the phase holds, and the activations of one step.
+Memory is a process, the copies of the model that the phase holds, and the activations of one step;
+it is counted where the phase says what its step holds (`step_memory`), and the model is a plain
+decoder.
 Constants are from the nano run (docs/log.md); on a quiet machine its estimates are within a factor
 of two of the measured values.
 """
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,8 @@ ITEM_TOKENS = 100  # per item of a gate; the parent's scores are known from its 
 ACTIVATIONS_PER_WIDTH = 60  # floats kept for the backward pass, per token, layer and hidden unit
 HIDDEN = 512  # taken where a config names its width in a way of its own
 LOGITS = 4  # floats per token and word: logits, their softmax and gradients
+# Model types with Llama's block.
+PLAIN = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 # Copies of the float32 model on disk: the result, and the training states of a stage.
 CHECKPOINT_COPIES = 3
 SAFETY = 1.1  # a run is refused unless the free disk holds this many times the estimate
@@ -134,7 +138,13 @@ def _estimate(name: str, config: PhaseConfig, shape: "ModelShape", sources: list
 
 def _memory_bytes(phase: Phase, config: PhaseConfig, shape: "ModelShape") -> int:
     """Return the memory of the process, the copies of the model and one step's activations."""
+    from agent_forge.pipeline.step_memory import step_bytes
+
     width_bytes = 2 if config.runtime.dtype in ("bfloat16", "float16") else 4
+    steps = config.step_memory() if shape.inner else []
+    if steps:
+        parts = config.runtime.accumulate
+        return PROCESS_BYTES + max(step_bytes(shape, one, width_bytes, parts) for one in steps)
     per_token = (
         ACTIVATIONS_PER_WIDTH * shape.layers * shape.hidden * width_bytes + LOGITS * shape.words * 4
     )
@@ -160,8 +170,21 @@ def _shape(config: PhaseConfig, sources: Sequence[Checkpoint]) -> "ModelShape":
         words = int(content.get("vocab_size") or 1)
         blocks = int(content.get("num_hidden_layers") or content.get("n_layer") or 1)
         layers = blocks * int(content.get("max_loops") or 1)
-        shapes.append(ModelShape(max(stored, hidden * words), hidden, layers, blocks, words))
+        stored = max(stored, hidden * words)
+        shapes.append(ModelShape(stored, hidden, layers, blocks, words, **_block(content)))
     return max(shapes, key=lambda shape: shape.parameters)
+
+
+def _block(content: Mapping[str, Any]) -> dict[str, int]:
+    """Return the widths of a plain decoder's block by their names in ModelShape, or nothing where
+    config.json describes a block of another kind.
+    """
+    heads = int(content.get("num_attention_heads") or 0)
+    if content.get("model_type") not in PLAIN or content.get("quantization_config") or not heads:
+        return {}
+    width = int(content.get("head_dim") or content["hidden_size"] // heads)
+    keys = width * int(content.get("num_key_value_heads") or heads)
+    return {"inner": int(content["intermediate_size"]), "keys": keys, "heads": heads}
 
 
 def _made_from_nothing(config: PhaseConfig) -> "ModelShape":

@@ -34,6 +34,8 @@ class ModelShape:
     """The sizes of a model that an estimate uses.
 
     layers: how often a block runs per pass; a looped model runs each of its blocks several times.
+    inner, keys, heads: of a plain decoder's block, the width of its SwiGLU, of its keys, and the
+    attention heads; inner is 0 where the block is of another kind.
     """
 
     parameters: int
@@ -41,6 +43,9 @@ class ModelShape:
     layers: int
     blocks: int
     words: int
+    inner: int = 0
+    keys: int = 0
+    heads: int = 0
 
 
 @cache

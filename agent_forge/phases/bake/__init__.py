@@ -9,10 +9,10 @@ Reads one checkpoint, writes one, with the enabled tools in its manifest. Source
 (Schick et al. 2023, arXiv:2302.04761), prompt baking (Bhargava et al. 2024, arXiv:2409.13697).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
-from agent_forge.config import OptimConfig, Phase, PhaseConfig
+from agent_forge.config import OptimConfig, Phase, PhaseConfig, StepMemory
 from agent_forge.config.limits import (
     MANY,
     Count,
@@ -287,6 +287,31 @@ class Config(PhaseConfig):
             cost += (listed + bare) * (measure.max_new_tokens + QUESTION_TOKENS / 3)
             cost += listed * LISTING_TOKENS / 3
         return cost + times * measure.text_items * TEXT_ITEM_TOKENS / 3
+
+    def step_memory(self) -> list[StepMemory]:
+        """Return what a step holds: the parent, the model, and all losses of the step together;
+        and the steps of plain training where it is on.
+        """
+        training, voice, persona = self.training, self.voice, self.persona
+        neutral = training.neutral_rows if training.neutral_weight > 0 else 0
+        spoken = voice.rows if voice.prompts else 0
+        played = persona.rows if persona.enabled else 0
+        answered = spoken * voice.reply_tokens + played * persona.reply_tokens
+        pairs = self.preferences.pairs * self.preferences.length_tokens
+        learned = training.rows * training.length_tokens
+        bake = StepMemory(
+            models=2,
+            rank=training.lora_rank,
+            averages=1 if training.optim.average_share > 0 else 0,
+            tokens=learned
+            + neutral * training.length_tokens
+            + answered
+            + (spoken + played) * QUESTION_TOKENS
+            + (pairs if self.preferences.rows else 0),
+            compared_tokens=neutral * training.length_tokens + answered,
+        )
+        plain = replace(bake, models=3, rank=0, tokens=learned, compared_tokens=0)
+        return [bake, plain] if self.baseline else [bake]
 
     def step_tokens(self) -> float:
         """Return the tokens of a batch: traces, neutral data and answers."""
