@@ -2,6 +2,7 @@
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from agent_forge.models.thought import (
     layout,
     mix,
 )
+from agent_forge.models.thought.chains import Chains
 from agent_forge.phases.quietstar.objective import leave_one_out, policy_loss
 
 VOCAB = 50
@@ -34,10 +36,11 @@ def tiny_base(
     key_heads: int = 2,
     tied: bool = False,
     vocab: int = VOCAB,
+    layers: int = 2,
 ) -> LlamaForCausalLM:
     torch.manual_seed(1)
     config = LlamaConfig(
-        vocab_size=vocab, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        vocab_size=vocab, hidden_size=32, intermediate_size=48, num_hidden_layers=layers,
         num_attention_heads=heads, num_key_value_heads=key_heads, max_position_embeddings=128,
         initializer_range=0.3, tie_word_embeddings=tied, bos_token_id=0, eos_token_id=None,
         pad_token_id=0, attn_implementation=attention,
@@ -319,6 +322,59 @@ def test_forward_passes_per_token_are_the_formula_within_the_budget(
     assert torch.equal(model.generate(ids, max_new_tokens=6, **settings), out)
     if budget == 0:
         assert torch.equal(model.base.generate(ids, max_new_tokens=6, **settings), out)
+
+
+@pytest.mark.parametrize(("thoughts", "length", "ahead"), [(1, 1, 1), (2, 3, 1), (4, 2, 3)])
+def test_the_memory_of_thinking_is_the_formula(
+    thoughts: int, length: int, ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """METHODS 3: keys and values of 2 l d_kv B (T + N T S) numbers, because chains share the
+    prefix; and as many activations per column as a plain decoder has per token.
+
+    Sampling holds the start and all tokens but the last, S = L; the forward with gradient S = L + 1
+    + A.
+    """
+    batch, width = 2, 7
+    ids = torch.arange(batch * width).reshape(batch, width) + 6
+    caches = []
+    feed = Chains.feed
+
+    def fed(self: Chains, *columns: Tensor, hidden: bool = False) -> Any:
+        caches.append(self.cache)
+        return feed(self, *columns, hidden=hidden)
+
+    monkeypatch.setattr(Chains, "feed", fed)
+    saved = {}
+    for layers in (2, 3):
+        model = thinker(tiny_base(layers=layers), thought_length=length)
+        model._require_masks()
+        weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        blocks: dict[int, int] = {}
+        alive = []
+
+        def pack(
+            tensor: Tensor,
+            weights: set[int] = weights,
+            blocks: dict[int, int] = blocks,
+            alive: list[Tensor] = alive,
+        ) -> Tensor:
+            memory = tensor.untyped_storage()
+            if memory.data_ptr() not in weights:
+                blocks[memory.data_ptr()] = memory.nbytes()
+                alive.append(tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            model.think(ids, thoughts=thoughts, lookahead=ahead)
+        saved[layers] = sum(blocks.values())
+        keys = sum(part.keys.numel() + part.values.numel() for part in caches[-1].layers)
+        assert keys == 2 * layers * 16 * batch * (width + thoughts * width * length)
+    columns = batch * (width + thoughts * width * (length + 1 + ahead))
+    # Two norms with their inputs (4 x 32 and two numbers), queries, keys and values repeated for
+    # all heads, and their output (4 x 32), a sum for each of 4 heads, two inputs of products
+    # (2 x 32), and the SwiGLU (4 x 48).
+    per_column = 4 * 32 + 2 + 4 * 32 + 4 + 2 * 32 + 4 * 48
+    assert saved[3] - saved[2] == 4 * columns * per_column
 
 
 def test_thoughts_of_the_first_row_are_kept_where_that_is_asked_for() -> None:
