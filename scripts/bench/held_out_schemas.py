@@ -29,8 +29,10 @@ BAR = "20 points over its prompted self and not below plain training, 60 minutes
 LEAST_GAIN, LEAST_ABSTAINED, MOST_MINUTES = 0.2, 0.7, 60.0
 TASKS, NONE_FITS = ("schemas", "abstain"), "no tool fits"
 SAMPLES = 5000  # draws of the paired bootstrap
-# Plain training: every weight, nothing but cross-entropy.
-PLAIN = ("training.lora_rank=0", "training.neutral_rows=0", "voice.prompts=0")
+# Plain training: every weight, nothing but cross-entropy, the weights as they were trained.
+PLAIN = (
+    "training.lora_rank=0", "training.neutral_rows=0", "voice.prompts=0", "retain.tasks.domains=0",
+)  # fmt: skip
 
 
 def run(arguments: Sequence[str] = ()) -> Result:

@@ -4,7 +4,8 @@ Traces come from tools that really ran: the calculator, a SQLite memory, the cod
 passage store answer generated questions, or any tools of the user's (`tools=[…]`) answer questions
 made from their schemas; a trace is kept where the call lowers the loss of the answer. The model
 learns the assistant's turns by cross-entropy, stays near the parent on text by KL, and takes on
-traits by KL to the parent under a system prompt, each to a measured strength.
+traits by KL to the parent under a system prompt, each to a measured strength. On request the
+trained weights are then drawn back to the parent as far as its skills need it.
 Reads one checkpoint, writes one, with the enabled tools in its manifest. Sources: Toolformer
 (Schick et al. 2023, arXiv:2302.04761), prompt baking (Bhargava et al. 2024, arXiv:2409.13697).
 """
@@ -12,7 +13,7 @@ Reads one checkpoint, writes one, with the enabled tools in its manifest. Source
 from dataclasses import dataclass, replace
 from typing import Annotated
 
-from agent_forge.config import OptimConfig, Phase, PhaseConfig, StepMemory
+from agent_forge.config import OptimConfig, Phase, PhaseConfig, StepMemory, suites
 from agent_forge.config.limits import (
     MANY,
     Count,
@@ -22,6 +23,7 @@ from agent_forge.config.limits import (
     OneOf,
     Range,
     Share,
+    TaskOrSuite,
     Temperature,
     Text,
     Weight,
@@ -112,6 +114,16 @@ class OnPolicyConfig:
 
 
 @dataclass(slots=True, kw_only=True)
+class RetainConfig:
+    """How far the trained weights are drawn back to the parent: tasks, and the least share of the
+    parent's score on each.
+    """
+
+    tasks: dict[TaskOrSuite, Annotated[float, Range(0, 1000)]]
+    items: Count
+
+
+@dataclass(slots=True, kw_only=True)
 class VoiceConfig:
     """The parent's own answers to plain questions, on which its distribution is kept."""
 
@@ -181,6 +193,7 @@ class Config(PhaseConfig):
     traces: TracesConfig
     training: TrainingConfig
     on_policy: OnPolicyConfig
+    retain: RetainConfig
     voice: VoiceConfig
     preferences: PreferencesConfig
     persona: PersonaConfig
@@ -213,6 +226,17 @@ class Config(PhaseConfig):
                 f"persona.check_every_steps={self.persona.check_every_steps} lets one process measure "
                 "the model, which a sharded model cannot; set it to "
                 f"{self.training.steps} (training.steps), or runtime.shard=false"
+            )
+        if self.retain.tasks and self.training.lora_rank:
+            raise ConfigError(
+                f"retain.tasks={self.retain.tasks} draws whole weights back, and the adapter that is "
+                f"kept beside them would not follow; set training.lora_rank=0, or a smaller "
+                f"training.lora_alpha than {self.training.lora_alpha:g}"
+            )
+        if self.retain.tasks and self.runtime.shard:
+            raise ConfigError(
+                "retain.tasks needs whole weights, and runtime.shard=true divides them among the "
+                "processes; set runtime.shard=false"
             )
         if self.on_policy.steps and self.runtime.shard:
             raise ConfigError(
@@ -286,7 +310,9 @@ class Config(PhaseConfig):
             bare = (times - measure.listed) * 2 * measure.items
             cost += (listed + bare) * (measure.max_new_tokens + QUESTION_TOKENS / 3)
             cost += listed * LISTING_TOKENS / 3
-        return cost + times * measure.text_items * TEXT_ITEM_TOKENS / 3
+        # Of each task's texts: the parent, the trained model, and a search by halves.
+        texts = 7 * len(suites.limits(self.retain.tasks)) * self.retain.items
+        return cost + (times * measure.text_items + texts) * TEXT_ITEM_TOKENS / 3
 
     def step_memory(self) -> list[StepMemory]:
         """Return what a step holds: the parent, the model, and all losses of the step together;

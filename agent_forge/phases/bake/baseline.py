@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 STAGE = "plain"
 NOT_RUN = "none ran: plain training on the same rows is off (baseline=true runs it)"
-SAME = "the same run: without neutral text, own answers, voice, pairs and persona, this bake is plain training on its rows"
+SAME = (
+    "the same run: without neutral text, own answers, voice, pairs, persona and retain.tasks, this "
+    "bake is plain training on its rows"
+)
 
 
 def fine_tuned(phase: PhaseRun[Config], batches: BakeBatches) -> "PreTrainedModel":
@@ -47,9 +50,12 @@ def fine_tuned(phase: PhaseRun[Config], batches: BakeBatches) -> "PreTrainedMode
 
 
 def is_same(batches: BakeBatches) -> bool:
-    """Return whether the bake has no loss but cross-entropy, so that it is its own baseline."""
+    """Return whether the bake has no loss but cross-entropy and its weights stay as trained, so
+    that it is its own baseline.
+    """
     others = (batches.neutral, batches.spoken, batches.pairs)
-    return not (batches.traits or batches.on_policy) and all(one is None for one in others)
+    more = batches.traits or batches.on_policy or batches.drawn_back
+    return not more and all(one is None for one in others)
 
 
 def phrase(after: Mapping[str, Any], plain: Mapping[str, Any]) -> str:

@@ -158,6 +158,7 @@ class BakeBatches:
         self.spoken, self.voice_rows = spoken, config.voice.rows
         self.pairs, self.pairs_per_step = pairs, config.preferences.pairs
         self.on_policy = config.on_policy.steps > 0
+        self.drawn_back = bool(config.retain.tasks)
 
     def trait(self, step: int) -> str:
         """Return the trait whose turn it is ("" without lessons)."""

@@ -23,6 +23,7 @@ from agent_forge.phases.bake import (
     own,
     own_measure,
     persona,
+    retain,
     traces,
 )
 from agent_forge.phases.bake.preferences import Preferences
@@ -52,6 +53,7 @@ def run(phase: PhaseRun[Config]) -> Report:
     loss_fn = lessons.joint_loss(config, parent, batches, traits.weights)
     answers = on_policy.Answers(phase, parent, helpful[OWN]) if config.on_policy.steps > 0 else None
     adapter, rounds = _trained(phase, model, batches, loss_fn, answers)
+    drawn_back = retain.draw_back(phase, parent, model)
     after = out.remember("after", lambda: _measure(phase, model))
     reached = out.remember("strengths", lambda: traits.measure(model))
     voice_kl = out.remember("voice", lambda: spoken.measure(model))
@@ -79,6 +81,7 @@ def run(phase: PhaseRun[Config]) -> Report:
             "how held-out answers ended": _ending_rows(after),
             **({"own tools": own_measure.table(before, after, plain)} if "own" in after else {}),
             **({"own answers": rounds} if rounds else {}),
+            **({"drawn back to the parent": drawn_back} if drawn_back else {}),
             "persona": traits.rows(reached),
             **({"own pairs, held out": [preferred]} if preferred is not None else {}),
         },

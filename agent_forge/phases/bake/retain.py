@@ -1,0 +1,106 @@
+"""Draw the trained weights back to the parent, as far as the parent's skills need it.
+
+The weights become parent + share · (trained − parent). A share below 1 keeps much of what was
+learned and loses less of what was there (Wortsman et al., "Robust fine-tuning of zero-shot models",
+arXiv:2109.01903). The largest share is taken whose scores on held-out items keep what
+`retain.tasks` asks for. The items are of the split `search`: the gate judges on others.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from agent_forge import evaluate
+from agent_forge.config import suites
+from agent_forge.core.errors import PhaseError
+from agent_forge.evaluate import Scores
+from agent_forge.phases import PhaseRun
+from agent_forge.phases.bake import Config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SPLIT = "search"
+PARTS = 20  # shares are whole numbers of twentieths
+MOST_TRIES = 6  # A search by halves among them takes as many at most.
+SAMPLES = 100  # draws of intervals, which are not read here
+
+
+def draw_back(
+    phase: PhaseRun[Config], parent: "PreTrainedModel", model: "PreTrainedModel"
+) -> list[dict[str, Any]]:
+    """Set the weights of `model` to the largest share of their change that keeps the tasks.
+
+    Returns a row per share that was tried, with what each task kept; none where `retain.tasks` is
+    empty. Raises PhaseError where the smallest share keeps too little.
+    """
+    settings = phase.config.retain
+    limits = suites.limits(settings.tasks)
+    if not limits:
+        return []
+    before = [weight.detach() for weight in parent.parameters()]
+    trained = [weight.detach().clone() for weight in model.parameters()]
+
+    def scores(of: "PreTrainedModel") -> dict[str, Scores]:
+        return evaluate.score(
+            of, phase.tokenizer, list(limits), SPLIT, settings.items, phase.eval_context
+        )
+
+    def apply(parts: int) -> None:
+        with torch.no_grad():
+            for weight, old, new in zip(model.parameters(), before, trained, strict=True):
+                weight.copy_(torch.lerp(old, new, parts / PARTS))
+
+    def search() -> dict[str, Any]:
+        of_parent = scores(parent)
+        rows: dict[int, dict[str, float]] = {}
+
+        def keeps(parts: int) -> bool:
+            apply(parts)
+            rows[parts] = _retained(of_parent, scores(model), phase.config.seed)
+            phase.events.progress("retain", len(rows), MOST_TRIES, rows[parts])
+            return all(rows[parts][task] >= limit for task, limit in limits.items())
+
+        return {"parts": largest(keeps), "rows": sorted(rows.items())}
+
+    outcome = phase.out.remember("retain", search)
+    parts = outcome["parts"]
+    if parts == 0:
+        raise PhaseError(
+            f"retain.tasks={settings.tasks}: a twentieth of what was learned loses more than that; "
+            "lower the shares, or learn at a smaller training.optim.lr"
+        )
+    apply(parts)
+    return [
+        {"share of the change": tried / PARTS, "taken": tried == parts}
+        | {task: round(share, 3) for task, share in shares.items()}
+        for tried, shares in outcome["rows"]
+    ]
+
+
+def largest(keeps: Callable[[int], bool]) -> int:
+    """Return the most parts, 0 to PARTS, that keep enough, where more parts never keep more.
+
+    No part at all, the parent itself, is not asked about.
+    """
+    if keeps(PARTS):
+        return PARTS
+    low, high = 0, PARTS
+    while high - low > 1:
+        middle = (low + high) // 2
+        if keeps(middle):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _retained(
+    parent: Mapping[str, Scores], child: Mapping[str, Scores], seed: int
+) -> dict[str, float]:
+    """Return the share of the parent's score that is left, by task."""
+    return {
+        task: evaluate.retention(task, scores, child[task], SAMPLES, seed).ratio
+        for task, scores in parent.items()
+    }
