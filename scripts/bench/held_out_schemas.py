@@ -3,7 +3,9 @@
     python -m scripts.bench run held_out_schemas outputs/smollm2 [--items 100] [KEY=VALUE ...]
 
 Runs `forge bake experiment=smollm2_schemas`, and plain supervised fine-tuning of the same parent on
-the same rows for as many steps (all weights by cross-entropy alone, at a rate of its own). All
+the same rows for as many steps (all weights by cross-entropy alone, at a rate of its own). Where the
+bake trains just so and then draws its weights back (`retain.tasks`), one training serves both: the
+plain model is the baked one with its change from the parent divided by the share that was taken. All
 three models then answer the same held-out questions, with the tools listed: the tasks `schemas`
 (exactly the right calls) and `abstain` (whether to call at all). Schemas of the test split share no
 object, no name, no description and no structure with those of training. Differences are paired by
@@ -14,15 +16,23 @@ is neither trained nor asked again, and is refused where it was trained with oth
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
 
 from agent_forge import checkpoint, evaluate, models
 from agent_forge.config import EvalSettings
 from agent_forge.config.compose import compose
 from agent_forge.core import device
 from agent_forge.evaluate import Scores
+from agent_forge.phases.bake import Config, retain
 from scripts.bench.phase_once import Finished, phase_once
 from scripts.bench.result import Figure, Result, bars_met, here
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 CLAIM = "SmolLM2-135M learns to call tools that it has never seen"
 BAR = "20 points over its prompted self and not below plain training, 60 minutes of CPU time"
@@ -31,7 +41,7 @@ TASKS, NONE_FITS = ("schemas", "abstain"), "no tool fits"
 SAMPLES = 5000  # draws of the paired bootstrap
 # Plain training: every weight, nothing but cross-entropy, the weights as they were trained.
 PLAIN = (
-    "training.lora_rank=0", "training.neutral_rows=0", "voice.prompts=0", "retain.tasks.domains=0",
+    "training.lora_rank=0", "training.neutral_rows=0", "voice.prompts=0", "~retain.tasks.domains",
 )  # fmt: skip
 
 
@@ -48,9 +58,13 @@ def run(arguments: Sequence[str] = ()) -> Result:
     args = parser.parse_intermixed_args(arguments)
     args.work.mkdir(parents=True, exist_ok=True)
     baked = _bake(args, "baked", ())
-    plain = _bake(args, "plain", (*PLAIN, f"training.optim.lr={args.plain_lr}"))
+    plain_settings = (*PLAIN, f"training.optim.lr={args.plain_lr}")
     minutes = baked.cpu_minutes
-    before, after, others = (_scores(path, args) for path in (args.source, baked.path, plain.path))
+    before, after = (_scores(path, args) for path in (args.source, baked.path))
+    if _trains_alike(args.settings, plain_settings):
+        others = _scores(baked.path, args, whole_change=True)
+    else:
+        others = _scores(_bake(args, "plain", plain_settings).path, args)
     figures = [
         *(_figure(name, who[task], task) for task in TASKS for name, who in (
             ("the parent", before), ("baked", after), ("plain training", others))),
@@ -80,22 +94,43 @@ def _bake(args: argparse.Namespace, name: str, settings: Sequence[str]) -> Finis
     return phase_once(args.work / name, ("bake", "experiment=smollm2_schemas"), chosen)
 
 
-def _scores(path: Path, args: argparse.Namespace) -> dict[str, Scores]:
-    """Return what a checkpoint scores on both tasks, from --work where it was asked before."""
+def _trains_alike(settings: Sequence[str], plain: Sequence[str]) -> bool:
+    """Return whether the bake differs from plain training by what is drawn back alone."""
+    common = ["experiment=smollm2_schemas", "sources=[x]", *settings]
+    baked, trained = compose("bake", Config, common), compose("bake", Config, [*common, *plain])
+    return replace(baked, retain=trained.retain) == trained
+
+
+def _scores(
+    path: Path, args: argparse.Namespace, *, whole_change: bool = False
+) -> dict[str, Scores]:
+    """Return what a checkpoint scores on both tasks, from --work where it was asked before.
+
+    whole_change: ask the model as it was trained, before its weights were drawn back.
+    """
     opened = checkpoint.open(path)
-    noted = args.work / f"{opened.manifest.id[:16]}-{args.items}.json"
+    name = f"{opened.manifest.id[:16]}{'-whole' if whole_change else ''}-{args.items}.json"
+    noted = args.work / name
     if not noted.exists():
         settings = compose("eval", EvalSettings, [])
         device.set_threads(settings.runtime.threads)
         tokenizer = models.load_tokenizer(opened.path)
         context = evaluate.EvalContext(data=settings.data, tokenizer=tokenizer, seed=settings.seed)
-        scores = evaluate.score(
-            models.load(opened, device=device.pick_device("cpu")), tokenizer, TASKS, "test",
-            args.items, context,
-        )  # fmt: skip
+        model = models.load(opened, device=device.pick_device("cpu"))
+        if whole_change:
+            _undo_drawing_back(model, args.source, opened.manifest.metrics[retain.SHARE])
+        scores = evaluate.score(model, tokenizer, TASKS, "test", args.items, context)
         noted.write_text(json.dumps({task: one.to_plain() for task, one in scores.items()}))
     content = json.loads(noted.read_text(encoding="utf-8"))
     return {task: Scores.from_plain(one) for task, one in content.items()}
+
+
+def _undo_drawing_back(model: "PreTrainedModel", source: Path, share: float) -> None:
+    """Set the weights to parent + change / share: those of the training, up to rounding."""
+    parent = models.load(checkpoint.open(source), device=device.pick_device("cpu"))
+    with torch.no_grad():
+        for weight, old in zip(model.parameters(), parent.parameters(), strict=True):
+            weight.copy_(old + (weight - old) / share)
 
 
 def _figure(name: str, score: Scores, task: str) -> Figure:

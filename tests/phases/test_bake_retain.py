@@ -64,6 +64,7 @@ def test_the_weights_are_the_taken_share_of_the_change_and_keep_the_task(
     (taken,) = [row for row in rows if row["taken"]]
     share = taken["share of the change"]
     assert 0 < share < 1
+    assert report.metrics["share of the change"] == share
     assert (
         taken["text"]
         >= 0.98

@@ -6,7 +6,7 @@ arXiv:2109.01903). The largest share is taken whose scores on held-out items kee
 `retain.tasks` asks for. The items are of the split `search`: the gate judges on others.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SPLIT = "search"
 PARTS = 20  # shares are whole numbers of twentieths
 MOST_TRIES = 6  # A search by halves among them takes as many at most.
+SHARE = "share of the change"  # the column of the table that `draw_back` returns
 SAMPLES = 100  # draws of intervals, which are not read here
 
 
@@ -73,10 +74,15 @@ def draw_back(
         )
     apply(parts)
     return [
-        {"share of the change": tried / PARTS, "taken": tried == parts}
+        {SHARE: tried / PARTS, "taken": tried == parts}
         | {task: round(share, 3) for task, share in shares.items()}
         for tried, shares in outcome["rows"]
     ]
+
+
+def share(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Return the share of the change that was taken, above 0 to 1, of the rows of `draw_back`."""
+    return next(float(row[SHARE]) for row in rows if row["taken"])
 
 
 def largest(keeps: Callable[[int], bool]) -> int:

@@ -64,6 +64,8 @@ def run(phase: PhaseRun[Config]) -> Report:
         metrics["voice change (nats per token)"] = voice_kl
     if preferred is not None:
         metrics["chosen answer likelier"] = preferred
+    if drawn_back:
+        metrics["share of the change"] = retain.share(drawn_back)
     offered = _offered(phase, after["tools"])
     written = out.write(
         partial(_save, phase, model, adapter),
