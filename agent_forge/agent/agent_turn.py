@@ -39,8 +39,9 @@ class Replier(Protocol):
 class AgentTurn:
     """A reply of an agent; iterate it once for its events.
 
-    Where several answers vote (self-consistency), all are generated first, and the events are those
-    of the winner. Drafts are thoughts.
+    Where several replies vote, all are generated first, and the events are those of the winner. A
+    first reply whose calls changed something stands: what is done cannot be voted away. Drafts are
+    thoughts.
     """
 
     def __init__(
@@ -95,24 +96,26 @@ class AgentTurn:
 
     def _events(self) -> Iterator[AgentEvent]:
         settings = self.agent.settings
-        if settings.scaffold == "self_consistency" and settings.scaffold_samples > 1:
-            return self._vote(settings.scaffold_samples)
+        if (samples := scaffolds.votes(settings)) > 1:
+            return self._vote(samples)
         drafts = settings.scaffold_drafts if settings.scaffold == "drafts" else []
         return self._after_drafts(drafts) if drafts else iter(self._live)
 
     def _vote(self, samples: int) -> Iterator[AgentEvent]:
         replies: list[tuple[LiveTurn, list[AgentEvent]]] = []
-        texts: list[str] = []
+        ballots: list[str | None] = []
+        settings = self.agent.settings
         for number in range(samples):
             self._live = live = self.agent.sample(self._shown, number, self.stops)
             replies.append((live, list(live)))
             if isinstance(done := replies[-1][1][-1], Done) and done.finish == "cancelled":
                 yield done
                 return
-            texts.append(live.turn.text)
-            if scaffolds.decided(texts, self.agent.settings.scaffold_stop_after) is not None:
+            ballots.append(scaffolds.ballot(settings, live.turn))
+            stands = number == 0 and live.toolbox.has_changed_things(live.turn.results)
+            if stands or scaffolds.decided(ballots, settings.scaffold_stop_after) is not None:
                 break
-        self._live, events = replies[scaffolds.winner(texts)]
+        self._live, events = replies[scaffolds.winner(ballots)]
         yield from events
 
     def _after_drafts(self, drafts: Sequence[str]) -> Iterator[AgentEvent]:

@@ -275,7 +275,8 @@ class Agent:
     ) -> LiveTurn:
         """Return one reply to what the model is shown; `number` sets its random numbers.
 
-        The first is as configured. Further ones are for votes, so they are always sampled.
+        The first is as configured. Further ones are for votes, so they are always sampled, and no
+        destructive tool runs for them: one that is allowed would run once per vote.
         """
         temperature = self.settings.temperature
         limits = self._limits(temperature if number == 0 else (temperature or 0.7), number)
@@ -283,9 +284,8 @@ class Agent:
             limits, max_rounds=self.settings.max_rounds, stops=stops,
             grammar=self.settings.grammar, call_gate=self.settings.call_gate,
         )  # fmt: skip
-        return LiveTurn(
-            self.model, self.tokenizer, conversation, self.toolbox, limits, self.confirm
-        )
+        box = self.toolbox if number == 0 else self.toolbox.read_only()
+        return LiveTurn(self.model, self.tokenizer, conversation, box, limits, self.confirm)
 
     def draft(self, conversation: Sequence[Message], number: int) -> LiveTurn:
         """Return one message of the model that is not an answer yet; its calls are not run."""

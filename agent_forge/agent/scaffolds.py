@@ -2,7 +2,8 @@
 
 Sources: zero-shot chain of thought, Kojima et al. 2022, arXiv:2205.11916; nearest examples, Liu et
 al. 2021, arXiv:2101.06804; drafts, as in Madaan et al. 2023, arXiv:2303.17651, and Dhuliawala et
-al. 2023, arXiv:2309.11495.
+al. 2023, arXiv:2309.11495; votes of answers, Wang et al. 2022, arXiv:2203.11171, and of what calls
+return, Shi et al. 2022, arXiv:2204.11454.
 """
 
 from collections import Counter
@@ -13,8 +14,11 @@ import numpy as np
 
 from agent_forge.agent.embedding import embed
 from agent_forge.agent.settings import AgentSettings
+from agent_forge.agent.turn import Turn
 
 Messages = list[dict[str, Any]]
+BY_EXECUTION = "best_by_execution"
+VOTED = ("self_consistency", BY_EXECUTION)
 
 
 def scaffolded(settings: AgentSettings, messages: Sequence[Mapping[str, Any]]) -> Messages:
@@ -64,16 +68,39 @@ def filled(template: str, message: Mapping[str, Any], draft: str) -> dict[str, A
     return {**message, "content": content}
 
 
-def decided(texts: Sequence[str], stop_after: int) -> int | None:
-    """Return the place of the answer that has won already, None while the vote is open.
+def votes(settings: AgentSettings) -> int:
+    """Return how many replies vote; 1 where the scaffold has no vote."""
+    return settings.scaffold_samples if settings.scaffold in VOTED else 1
 
-    stop_after: so many equal answers decide; 0 lets all vote. Source of stopping early: Li et al.
+
+def ballot(settings: AgentSettings, turn: Turn) -> str | None:
+    """Return what a reply votes for: its words, or with `best_by_execution` what its calls returned.
+
+    None is no vote: by execution a reply has none where a call failed or the rounds ran out.
+    """
+    if settings.scaffold != BY_EXECUTION:
+        return turn.text
+    if not turn.finished or any(result.error for result in turn.results):
+        return None
+    if not turn.results:
+        return f"no call: {turn.text}"
+    return "\n".join(["results:", *(result.text for result in turn.results)])
+
+
+def decided(ballots: Sequence[str | None], stop_after: int) -> int | None:
+    """Return the place of the reply that has won already, None while the vote is open.
+
+    stop_after: so many equal ballots decide; 0 lets all vote. Source of stopping early: Li et al.
     2024, arXiv:2401.10480.
     """
-    count = Counter(texts).most_common(1)[0][1]
-    return winner(texts) if stop_after and count >= stop_after else None
+    counted = Counter(ballot for ballot in ballots if ballot is not None)
+    most = max(counted.values(), default=0)
+    return winner(ballots) if stop_after and most >= stop_after else None
 
 
-def winner(texts: Sequence[str]) -> int:
-    """Return the place of the most frequent answer; of equally frequent ones the first."""
-    return texts.index(Counter(texts).most_common(1)[0][0])
+def winner(ballots: Sequence[str | None]) -> int:
+    """Return the place of the first reply with the most frequent ballot; of equally frequent ones the
+    first, and 0 where none votes.
+    """
+    counted = Counter(ballot for ballot in ballots if ballot is not None)
+    return ballots.index(counted.most_common(1)[0][0]) if counted else 0

@@ -15,6 +15,7 @@ SCAFFOLDS: dict[str, tuple[str, ...]] = {
     "chain_of_thought": ("prompt",),
     "few_shot": ("examples", "nearest"),
     "self_consistency": ("samples", "stop_after"),
+    "best_by_execution": ("samples", "stop_after"),
     "drafts": ("prompt", "drafts"),
 }
 _DECODER = (
@@ -58,8 +59,10 @@ class AgentSettings:
     # few_shot: pairs of a question and its answer
     scaffold_examples: list[list[str]] = field(default_factory=list)
     scaffold_nearest: int = 0  # few_shot: show so many that are nearest to the question; 0: all
-    scaffold_samples: int = 5  # self_consistency: answers that vote
-    scaffold_stop_after: int = 0  # self_consistency: equal answers that end the vote; 0: none
+    # self_consistency and best_by_execution: replies that vote, and equal ones that end the vote
+    # (0: none)
+    scaffold_samples: int = 5
+    scaffold_stop_after: int = 0
     # drafts: what the model is asked before the final answer, without tools. {question} stands for
     # the user's message, {draft} for what it wrote last.
     scaffold_drafts: list[str] = field(default_factory=list)

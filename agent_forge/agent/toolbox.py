@@ -6,8 +6,8 @@ arguments alone.
 """
 
 import hmac
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from agent_forge.agent.arguments import check_arguments
@@ -72,6 +72,18 @@ class Toolbox:
     def parameters(self) -> dict[str, Any]:
         """Return the schema of each tool's arguments, by its name."""
         return {name: tool.parameters for name, tool in self._tools.items()}
+
+    def read_only(self) -> "Toolbox":
+        """Return the same tools with every destructive one denied."""
+        return replace(self, allow=())
+
+    def has_changed_things(self, results: Iterable[Result]) -> bool:
+        """Return whether a destructive tool ran among these results of this toolbox."""
+        return any(
+            isinstance(result.call, Call) and self._tools[result.call.name].destructive
+            for result in results
+            if not result.error
+        )
 
     def run(self, call: Call | BrokenCall, confirmed: str = "") -> Result:
         """Run one call and return its result; what went wrong is a result too.

@@ -631,7 +631,7 @@ def test_the_layer_of_least_influence_gets_the_next_layers_mlp_and_the_last_the_
 
 def test_the_pool_names_a_source_for_each_of_its_techniques_and_no_name_twice():
     everything = [*COMPOSITIONS.values(), *EDITS.values(), *RUNTIME.values()]
-    assert len({t.name for t in everything}) == len(everything) == 101
+    assert len({t.name for t in everything}) == len(everything) == 102
     assert len({t.summary for t in everything}) == len(everything)
     assert len({t.family for t in everything}) >= 7
     assert all(re.search(r"\d{4}|\.py$|^ours", t.source) for t in everything)
@@ -1121,8 +1121,9 @@ def test_every_runtime_technique_changes_the_prompt_or_the_sampling(tiny_llama, 
     for one in [plain, *result]:
         speaker = agent.Agent(tiny_llama, tiny_tokenizer, settings=one)
         prompt = speaker.shown([{"role": "user", "content": "Add 4 + 5."}])
-        votes = (one.scaffold_samples, one.scaffold_stop_after, tuple(one.scaffold_drafts))
-        scaffold = votes if one.scaffold in ("self_consistency", "drafts") else ()
+        votes = (one.scaffold, one.scaffold_samples, one.scaffold_stop_after,
+                 tuple(one.scaffold_drafts))  # fmt: skip
+        scaffold = votes if one.scaffold in (*agent.scaffolds.VOTED, "drafts") else ()
         # A distribution is drawn from 400 times: each decoder has its own set of tokens.
         drawn = {
             choose(np.linspace(0, 6, 40, dtype=np.float32), one.temperature, one.top_p, draw,
@@ -1136,7 +1137,16 @@ def test_every_runtime_technique_changes_the_prompt_or_the_sampling(tiny_llama, 
 
 @pytest.mark.parametrize(
     "name",
-    ["few_shot", "self_consistency", "role", "early_stop", "self_check", "nearest_shots", "min_p"],
+    [
+        "few_shot",
+        "self_consistency",
+        "best_by_execution",
+        "role",
+        "early_stop",
+        "self_check",
+        "nearest_shots",
+        "min_p",
+    ],
 )
 def test_batched_answers_are_those_of_the_agent(tiny_llama, tiny_tokenizer, name):
     target = {

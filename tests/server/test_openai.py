@@ -349,6 +349,37 @@ def test_the_grammar_of_a_manifest_holds_for_the_tools_of_a_client(
 
 
 @pytest.mark.parametrize(
+    ("tools", "choice", "bound"),
+    [([WEATHER], None, 0.4), ([], None, 0.0), ([WEATHER], "required", 0.0)],
+)
+def test_the_call_gate_of_a_manifest_holds_where_a_client_lets_the_model_choose(
+    tiny_checkpoint: Checkpoint, tools: list[Any], choice: str | None, bound: float
+) -> None:
+    """A model without tools has nothing to begin, and one that has to call may not be held back."""
+    if choice:
+        pytest.importorskip("llguidance")
+    one = worker.ServedAgent({"path": str(tiny_checkpoint.path), "device": "cpu", "engine": "auto"})
+    one.agent.settings = replace(one.agent.settings, call_gate=0.4)
+    body: dict[str, Any] = {"model": "tiny", "messages": QUESTION}
+    if tools:
+        body |= {"tools": tools, "tool_choice": choice}
+    turn = one.live(ChatRequest.model_validate(body).job(as_agent=False))
+    assert turn.limits.call_gate == bound
+    gate = turn.limits.decoding_of(one.agent.tokenizer, 0, ()).gate
+    assert (gate.least if gate else 0.0) == bound
+
+
+def test_the_agent_of_a_checkpoint_keeps_its_call_gate_when_it_is_served(
+    tiny_checkpoint: Checkpoint,
+) -> None:
+    one = worker.ServedAgent({"path": str(tiny_checkpoint.path), "device": "cpu", "engine": "auto"})
+    one.agent.settings = replace(one.agent.settings, call_gate=0.4)
+    body = {"model": "tiny", "messages": QUESTION}
+    turn = one.live(ChatRequest.model_validate(body).job(as_agent=True))
+    assert turn.agent.sample(QUESTION).limits.call_gate == 0.4
+
+
+@pytest.mark.parametrize(
     ("dialect", "end", "reason"),
     [
         ("hermes", "assistant\n<think>\n", "begins every answer with its thoughts"),

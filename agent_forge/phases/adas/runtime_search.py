@@ -176,7 +176,7 @@ def answers(
     known = one.settings
 
     def turns_of(windows: Sequence[Any], number: int, *, draft: bool = False) -> list[Any]:
-        sampled = number > 0 and known.scaffold == "self_consistency"
+        sampled = number > 0 and not draft and scaffolds.votes(known) > 1
         decoding = replace(
             known.decoding,
             temperature=known.temperature or (0.7 if sampled else 0.0),
@@ -189,16 +189,17 @@ def answers(
             grammar="none" if draft else known.grammar,
             call_gate=0.0 if draft else known.call_gate,
         )
-        box = agents.Toolbox([]) if draft else one.toolbox
+        # As `Agent.sample` does: nothing destructive runs for a further vote.
+        voting = one.toolbox if number == 0 else one.toolbox.read_only()
+        box = agents.Toolbox([]) if draft else voting
         return agents.answer_turns(model, tokenizer, windows, box, limits)
 
     windows = [one.shown(messages) for messages in conversations]
     if known.scaffold == "drafts" and known.scaffold_drafts:
         windows = _after_drafts(known, windows, turns_of)
-    samples = known.scaffold_samples if known.scaffold == "self_consistency" else 1
-    votes = [turns_of(windows, sample) for sample in range(samples)]
+    votes = [turns_of(windows, sample) for sample in range(scaffolds.votes(known))]
     one.memory.close()
-    return [_winner(turns, known.scaffold_stop_after) for turns in zip(*votes, strict=True)]
+    return [_winner(known, turns, one.toolbox) for turns in zip(*votes, strict=True)]
 
 
 def _after_drafts(
@@ -220,11 +221,15 @@ def _filled(template: str, windows: Sequence[Any], drafts: Sequence[str]) -> lis
     ]
 
 
-def _winner(turns: Sequence["agents.Turn"], stop_after: int) -> "agents.Turn":
-    """Return the turn whose answer wins, as if the votes had been cast one after the other."""
-    texts = [turn.text for turn in turns]
-    for count in range(1, len(texts)):
-        place = scaffolds.decided(texts[:count], stop_after)
+def _winner(
+    known: "agents.AgentSettings", turns: Sequence["agents.Turn"], toolbox: "agents.Toolbox"
+) -> "agents.Turn":
+    """Return the turn that wins, as if the votes had been cast one after the other."""
+    if toolbox.has_changed_things(turns[0].results):
+        return turns[0]
+    ballots = [scaffolds.ballot(known, turn) for turn in turns]
+    for count in range(1, len(ballots)):
+        place = scaffolds.decided(ballots[:count], known.scaffold_stop_after)
         if place is not None:
             return turns[place]
-    return turns[scaffolds.winner(texts)]
+    return turns[scaffolds.winner(ballots)]

@@ -76,6 +76,10 @@ TECHNIQUES = (
             lambda examples: {"scaffold": {"name": "few_shot", "nearest": 2,
                                            "examples": [list(pair) for pair in examples]}},
             "Liu et al. 2021, arXiv:2101.06804"),
+    RunTime("best_by_execution", "scaffold", "run the calls of three sampled replies, and take the "
+            "result that most of them have",
+            lambda _: {"scaffold": {"name": "best_by_execution", "samples": 3}},
+            "Shi et al. 2022, arXiv:2204.11454"),
     RunTime("early_stop", "scaffold", "sample up to five answers until two agree",
             lambda _: {"scaffold": {"name": "self_consistency", "samples": 5, "stop_after": 2}},
             "Li et al. 2024, arXiv:2401.10480"),
