@@ -1,7 +1,7 @@
 """The Berkeley leaderboard's questions, before and after one GPU-hour of learning to call tools.
 
     python -m scripts.bench run bfcl outputs/smollm2 [--device cuda] [KEY=VALUE ...]
-    python -m scripts.bench --results outputs/smoke run bfcl --smoke
+    python -m scripts.bench run --results outputs/smoke bfcl --smoke
 
 Runs `forge bake experiment=smollm2_calls_gpu`, makes the result small (`--small`: compress to 60 MB,
 or bitnet), and asks parent, baked and small model the whole sets of BFCL (bfcl-eval 2026.3.23,

@@ -12,7 +12,9 @@ import pytest
 from agent_forge.config.compose import compose
 from agent_forge.data import bfcl as sets
 from agent_forge.phases.bake import Config as Bake
-from scripts.bench import bfcl, phase_once
+from agent_forge.phases.bitnet import Config as Bitnet
+from agent_forge.phases.compress import Config as Compress
+from scripts.bench import bfcl, own_tools, phase_once, skills_hour
 
 EXPERIMENT = "experiment=smollm2_calls_gpu"
 ENTRIES = 12  # entries of each set
@@ -131,3 +133,59 @@ def test_the_smoke_run_bakes_shrinks_and_asks_and_a_second_run_only_reads(
 
     monkeypatch.setattr(phase_once, "forge", refused)
     assert bfcl.run(command).figures == result.figures
+
+
+def compared(task: str, kept: float, **more: Any) -> dict[str, Any]:
+    row = {"task": task, "first": 1.0, "second": 1.1, "low": kept - 0.1, "high": kept + 0.1}
+    return {**row, "kept": kept, "n": 9, "at_chance": False, **more}
+
+
+def test_domains_are_held_to_their_ratio_and_tasks_with_signal_to_their_share() -> None:
+    ternary, small = skills_hour.SMALL
+    rows = [
+        compared("prose", 1 / 1.14), compared("code", 1 / 1.16), compared("gsm8k", 0.96),
+        compared("bfcl", 0.94), compared("hellaswag", 0.5, at_chance=True),
+        compared("mathematics", 0.0, low=0.0),
+    ]  # fmt: skip
+    assert [figure.met for figure in skills_hour.judged(ternary, rows)] == [
+        True, False, True, False, None, False,
+    ]  # fmt: skip
+    figures = skills_hour.judged(small, rows)
+    assert [figure.met for figure in figures] == [True, True, None, None, None, False]
+    assert figures[1].figure == 1.16
+    low, high = figures[1].interval or (0, 0)
+    assert low == pytest.approx(1 / (1 / 1.16 + 0.1))
+    assert high == pytest.approx(1 / (1 / 1.16 - 0.1))
+
+
+def test_both_trainings_are_of_the_gpu_experiment_with_the_users_settings_last() -> None:
+    args = skills_hour._options(["a-model", "--recover", "7", "gate.items=9"])
+    for small, kind in zip(skills_hour.SMALL, (Bitnet, Compress), strict=True):
+        chosen = skills_hour.settings(small, args)
+        config = compose(small.phase, kind, [skills_hour.EXPERIMENT, "out=o", *chosen])
+        assert config.gate.items == 9
+        assert config.sources == ["a-model"]
+        if isinstance(config, Compress):
+            assert (config.budget.bytes_ratio, config.recover.steps) == (0.05, 7)
+        else:
+            assert config.linear.embedding_bits == 8
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_smoke_run_makes_both_models_and_a_second_run_only_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["--smoke", "--device", "cpu", "--work", str(tmp_path / "work")]
+    result = skills_hour.run(command)
+    assert "mean nothing" in result.note
+    claims = [figure.claim for figure in result.figures]
+    for small in skills_hour.SMALL:
+        assert sum(claim.startswith(f"{small.name}: perplexity of") for claim in claims) == 5
+
+    def refused(*words: Any, **more: Any) -> Any:
+        raise AssertionError((words, more))
+
+    for module in (phase_once, skills_hour, own_tools):
+        monkeypatch.setattr(module, "forge", refused)
+    assert skills_hour.run(command).figures == result.figures
