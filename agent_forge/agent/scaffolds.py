@@ -76,7 +76,7 @@ def votes(settings: AgentSettings) -> int:
 def ballot(settings: AgentSettings, turn: Turn) -> str | None:
     """Return what a reply votes for: its words, or with `best_by_execution` what its calls returned.
 
-    None is no vote: by execution a reply has none where a call failed or the rounds ran out.
+    By execution a reply has no vote, None, where a call failed or the rounds ran out.
     """
     if settings.scaffold != BY_EXECUTION:
         return turn.text

@@ -63,16 +63,16 @@ def run(arguments: Sequence[str] = ()) -> Result:
     figures, rows = [], {}
     for small in SMALL:
         words = (small.phase, EXPERIMENT, f"runtime.device={args.device}")
-        made = phase_once(args.work / small.phase, words, settings(small, args))
-        rows[small.name] = _compared(args, made.path)
-        figures += [*_costs(small, made), *judged(small, rows[small.name])]
+        finished = phase_once(args.work / small.phase, words, settings(small, args))
+        rows[small.name] = _compared(args, finished.path)
+        figures += [*_costs(small, finished), *judged(small, rows[small.name])]
     for figure in figures:
         verdict = (
             "" if figure.met is None else f" ({figure.bar}: {'met' if figure.met else 'MISSED'})"
         )
         print(f"{figure.claim}: {figure.figure} {figure.unit} {figure.interval or ''}{verdict}")
     return Result(
-        claim=CLAIM, topic="Skills", bar=BAR, n=f"{args.items} items per domain and task",
+        claim=CLAIM, topic="Ternary weights", bar=BAR, n=f"{args.items} items per domain and task",
         figures=figures, tables=_table(rows),
         note="A smoke run of a tiny model: the figures mean nothing." if args.smoke else "",
         **bars_met(figures), **here("skills_hour", arguments),
@@ -129,16 +129,16 @@ def _compared(args: argparse.Namespace, child: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in noted.read_text(encoding="utf-8").splitlines()]
 
 
-def _costs(small: Small, made: Finished) -> list[Figure]:
-    size = checkpoint.open(made.path).manifest.deployable_bytes / MEGABYTE
+def _costs(small: Small, finished: Finished) -> list[Figure]:
+    size = checkpoint.open(finished.path).manifest.deployable_bytes / MEGABYTE
     return [
         Figure(
             claim=f"{small.name}: size", figure=round(size, 2), unit="MB",
             bar=f"at most {small.most_megabytes}", met=size <= small.most_megabytes,
         ),
         Figure(
-            claim=f"{small.name}: minutes by the clock", figure=round(made.minutes, 1), unit="minutes",
-            bar=f"at most {MOST_MINUTES:.0f}", met=made.minutes <= MOST_MINUTES,
+            claim=f"{small.name}: minutes by the clock", figure=round(finished.minutes, 1), unit="minutes",
+            bar=f"at most {MOST_MINUTES:.0f}", met=finished.minutes <= MOST_MINUTES,
         ),
     ]  # fmt: skip
 

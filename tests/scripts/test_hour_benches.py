@@ -135,9 +135,9 @@ def test_the_smoke_run_bakes_shrinks_and_asks_and_a_second_run_only_reads(
     assert bfcl.run(command).figures == result.figures
 
 
-def compared(task: str, kept: float, **more: Any) -> dict[str, Any]:
-    row = {"task": task, "first": 1.0, "second": 1.1, "low": kept - 0.1, "high": kept + 0.1}
-    return {**row, "kept": kept, "n": 9, "at_chance": False, **more}
+def compared(task: str, share: float, **more: Any) -> dict[str, Any]:
+    row = {"task": task, "first": 1.0, "second": 1.1, "low": share - 0.1, "high": share + 0.1}
+    return {**row, "kept": share, "n": 9, "at_chance": False, **more}
 
 
 def test_domains_are_held_to_their_ratio_and_tasks_with_signal_to_their_share() -> None:
