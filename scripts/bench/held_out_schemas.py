@@ -41,7 +41,8 @@ TASKS, NONE_FITS = ("schemas", "abstain"), "no tool fits"
 SAMPLES = 5000  # draws of the paired bootstrap
 # Plain training: every weight, nothing but cross-entropy, the weights as they were trained.
 PLAIN = (
-    "training.lora_rank=0", "training.neutral_rows=0", "voice.prompts=0", "~retain.tasks.domains",
+    "training.lora_rank=0", "training.neutral_rows=0", "voice.prompts=0", "~retain.tasks.prose",
+    "~retain.tasks.mathematics", "~retain.tasks.code",
 )  # fmt: skip
 
 

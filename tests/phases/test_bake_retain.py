@@ -82,6 +82,15 @@ def test_where_the_limit_is_kept_the_weights_stay_as_trained(bake: Bake) -> None
     assert all(torch.equal(value, trained[name]) for name, value in weights.items())
 
 
+def test_a_task_on_which_the_parent_is_at_chance_binds_nothing(bake: Bake) -> None:
+    """A random model answers no sums, so their limit is left out, by name."""
+    _, trained = bake(name="trained")
+    report, weights = bake("retain.tasks={reasoning: 0.99}", name="drawn")
+    (row,) = report.tables["drawn back to the parent"]
+    assert set(row) == {"share of the change", "taken"}
+    assert all(torch.equal(value, trained[name]) for name, value in weights.items())
+
+
 def test_a_limit_that_no_share_keeps_is_an_error_with_its_remedy(bake: Bake) -> None:
     with pytest.raises(PhaseError, match="lower the shares"):
         bake("retain.tasks={text: 100}")

@@ -18,7 +18,7 @@ PLAIN = (*held_out_schemas.PLAIN, "training.optim.lr=0.0002")
         (("training.neutral_rows=1",), False),
         (("voice.prompts=8",), False),
         (("training.optim.lr=0.001",), False),
-        (("retain.tasks.domains=0.5",), True),
+        (("retain.tasks.prose=0.5",), True),
     ],
 )
 def test_a_bake_is_plain_training_drawn_back_where_nothing_else_differs(

@@ -34,7 +34,8 @@ def draw_back(
     """Set the weights of `model` to the largest share of their change that keeps the tasks.
 
     Returns a row per share that was tried, with what each task kept; none where `retain.tasks` is
-    empty. Raises PhaseError where the smallest share keeps too little.
+    empty. A task on which the parent is at chance has nothing to keep and is left out. Raises
+    PhaseError where the smallest share keeps too little.
     """
     settings = phase.config.retain
     limits = suites.limits(settings.tasks)
@@ -55,13 +56,16 @@ def draw_back(
 
     def search() -> dict[str, Any]:
         of_parent = scores(parent)
+        for name in [name for name, one in of_parent.items() if not one.above_chance]:
+            phase.events.message(f"retain.tasks leaves out {name}: the parent is at chance")
+            del of_parent[name]
         rows: dict[int, dict[str, float]] = {}
 
         def keeps(parts: int) -> bool:
             apply(parts)
             rows[parts] = _retained(of_parent, scores(model), phase.config.seed)
             phase.events.progress("retain", len(rows), MOST_TRIES, rows[parts])
-            return all(rows[parts][task] >= limit for task, limit in limits.items())
+            return all(share >= limits[task] for task, share in rows[parts].items())
 
         return {"parts": largest(keeps), "rows": sorted(rows.items())}
 
