@@ -2,8 +2,9 @@
 
 The weights become parent + share · (trained − parent). A share below 1 keeps much of what was
 learned and loses less of what was there (Wortsman et al., "Robust fine-tuning of zero-shot models",
-arXiv:2109.01903). The largest share is taken whose scores on held-out items keep what
-`retain.tasks` asks for. The items are of the split `search`: the gate judges on others.
+arXiv:2109.01903). The largest share is taken that is shown to keep what `retain.tasks` asks for on
+held-out items: by the lower bound of what is kept, as a gate judges a child that lost something. The
+items are of the split `search`, and the gate's are others.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,6 @@ SPLIT = "search"
 PARTS = 20  # shares are whole numbers of twentieths
 MOST_TRIES = 6  # A search by halves among them takes as many at most.
 SHARE = "share of the change"  # the column of the table that `draw_back` returns
-SAMPLES = 100  # draws of intervals, which are not read here
 
 
 def draw_back(
@@ -33,9 +33,9 @@ def draw_back(
 ) -> list[dict[str, Any]]:
     """Set the weights of `model` to the largest share of their change that keeps the tasks.
 
-    Returns a row per share that was tried, with what each task kept; none where `retain.tasks` is
-    empty. A task on which the parent is at chance has nothing to keep and is left out. Raises
-    PhaseError where the smallest share keeps too little.
+    Returns a row per share that was tried, with what each task keeps and its lower bound; none where
+    `retain.tasks` is empty. A task on which the parent is at chance has nothing to keep and is left
+    out. Raises PhaseError where the smallest share keeps too little.
     """
     settings = phase.config.retain
     limits = suites.limits(settings.tasks)
@@ -59,13 +59,14 @@ def draw_back(
         for name in [name for name, one in of_parent.items() if not one.above_chance]:
             phase.events.message(f"retain.tasks leaves out {name}: the parent is at chance")
             del of_parent[name]
-        rows: dict[int, dict[str, float]] = {}
+        rows: dict[int, dict[str, tuple[float, float]]] = {}
 
         def keeps(parts: int) -> bool:
             apply(parts)
-            rows[parts] = _retained(of_parent, scores(model), phase.config.seed)
-            phase.events.progress("retain", len(rows), MOST_TRIES, rows[parts])
-            return all(share >= limits[task] for task, share in rows[parts].items())
+            rows[parts] = _retained(of_parent, scores(model), phase.config)
+            shares = {task: share for task, (share, _) in rows[parts].items()}
+            phase.events.progress("retain", len(rows), MOST_TRIES, shares)
+            return all(low >= limits[task] for task, (_, low) in rows[parts].items())
 
         return {"parts": largest(keeps), "rows": sorted(rows.items())}
 
@@ -79,7 +80,11 @@ def draw_back(
     apply(parts)
     return [
         {SHARE: tried / PARTS, "taken": tried == parts}
-        | {task: round(share, 3) for task, share in shares.items()}
+        | {
+            name: round(figure, 3)
+            for task, pair in shares.items()
+            for name, figure in zip((task, f"{task}, low"), pair, strict=True)
+        }
         for tried, shares in outcome["rows"]
     ]
 
@@ -107,10 +112,11 @@ def largest(keeps: Callable[[int], bool]) -> int:
 
 
 def _retained(
-    parent: Mapping[str, Scores], child: Mapping[str, Scores], seed: int
-) -> dict[str, float]:
-    """Return the share of the parent's score that is left, by task."""
-    return {
-        task: evaluate.retention(task, scores, child[task], SAMPLES, seed).ratio
-        for task, scores in parent.items()
-    }
+    parent: Mapping[str, Scores], child: Mapping[str, Scores], config: Config
+) -> dict[str, tuple[float, float]]:
+    """Return by task the share of the parent's score that is left, and its one-sided lower bound."""
+    shares = {}
+    for task, scores in parent.items():
+        left = evaluate.retention(task, scores, child[task], config.gate.samples, config.seed)
+        shares[task] = (left.ratio, left.low)
+    return shares
