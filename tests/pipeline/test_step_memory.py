@@ -101,7 +101,8 @@ def test_the_estimate_of_smollm2_schemas_is_near_what_was_measured(
     """Resident memory of whole runs on a processor; the estimate said 21 GB of both."""
     config = compose(
         "bake", Config,
-        ["experiment=smollm2_schemas", "sources=[x]", f"training.lora_rank={rank}", "~retain.tasks.prose", "~retain.tasks.mathematics", "~retain.tasks.code",
+        ["experiment=smollm2_schemas", "sources=[x]", f"training.lora_rank={rank}",
+         "~retain.tasks.prose", "~retain.tasks.mathematics", "~retain.tasks.code",
          "training.neutral_rows=1", "voice.prompts=48", "voice.reply_tokens=24"],
     )  # fmt: skip
     (step,) = config.step_memory()
