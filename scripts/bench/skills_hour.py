@@ -6,7 +6,8 @@
 Two models are made of the same parent, with the settings of experiment=smollm2_gpu:
 
     52 MB   `forge bitnet`: ternary weights, embedding and head of 8 bits
-    27 MB   `forge compress`: 5% of the fp32 bytes, with --recover steps of recovery end to end
+    27 MB   `forge compress` of the parent itself, because no setting of bitnet is as small: 5% of the
+            fp32 bytes, with --recover steps of recovery end to end
 
 `forge compare -t skills` then scores parent and child: five domains of held-out text, by their
 perplexity, and the tasks whose package is installed. A task on which the parent is at chance has
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from agent_forge import checkpoint, evaluate
+from agent_forge.checkpoint import atomic
 from scripts.bench.bfcl import SMOKE, tiny_model
 from scripts.bench.own_tools import forge
 from scripts.bench.phase_once import Finished, phase_once
@@ -119,13 +121,13 @@ def settings(small: Small, args: argparse.Namespace) -> list[str]:
 def _compared(args: argparse.Namespace, child: Path) -> list[dict[str, Any]]:
     """Return the rows of `forge compare`, from --work where the same two were compared before."""
     identity = checkpoint.open(child).manifest.id
-    noted = args.work / f"{identity[:16]}-{args.tasks}-{args.items}.json"
+    noted = args.work / f"{identity[:16]}-{args.tasks}-{args.items}-{args.device}.json"
     if not noted.exists():
         printed, _ = forge(
             "compare", str(args.source), str(child), "-t", args.tasks, "-n", str(args.items),
             "--json", f"runtime.device={args.device}",
         )  # fmt: skip
-        noted.write_text(printed, encoding="utf-8")
+        atomic.write_bytes(noted, printed.encode())
     return [json.loads(line) for line in noted.read_text(encoding="utf-8").splitlines()]
 
 
