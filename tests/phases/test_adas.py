@@ -567,12 +567,26 @@ def test_two_experts_are_enough_for_every_composition_and_none_for_no_one(bank):
 
 def test_votes_count_one_after_the_other_until_one_answer_has_enough():
     def winner(texts, stop_after):
-        return runtime_search._winner([SimpleNamespace(text=t) for t in texts], stop_after).text
+        settings = agent.AgentSettings(scaffold="self_consistency", scaffold_stop_after=stop_after)
+        turns = [agent.Turn(text=text) for text in texts]
+        return runtime_search._winner(settings, turns, agent.Toolbox([])).text
 
     assert winner(["a", "b", "b"], 1) == "a"
     assert winner(["a", "b", "b", "a", "a"], 2) == "b"
     assert winner(["a", "b", "b", "a", "a"], 3) == "a"
     assert winner(["a"], 3) == "a"
+
+
+def test_a_first_vote_that_changed_something_wins_in_a_batch_too():
+    sell = agent.Tool("sell", "Sell.", {"type": "object"}, run=lambda *_: "sold", destructive=True)
+    box = agent.Toolbox([sell], allow=["sell"], confirm=False)
+    result = box.run(agent.Call("sell", {}))
+    assert not result.error
+    first = agent.Turn(text="a", results=[result], finished=True)
+    turns = [first, agent.Turn(text="b", finished=True), agent.Turn(text="b", finished=True)]
+    settings = agent.AgentSettings(scaffold="self_consistency")
+    assert runtime_search._winner(settings, turns, box) is first
+    assert runtime_search._winner(settings, turns[1:], box) is turns[1]
 
 
 def test_a_tenth_of_the_neurons_but_at_least_one_is_pruned_the_weakest_first():
